@@ -1,0 +1,48 @@
+# Every command a person types. `make` alone lists them.
+PYTHON ?= python3.11
+STUDY ?= smollm2-135m
+VENV := .venv
+PY := $(VENV)/bin/python
+STAGES := 01_generate 02_filter 03_extract 04_sae 05_probe 06_converge 07_specificity 08_causality 09_bandwidth 10_report
+
+.PHONY: help run quick test lab pairs lint clean browser $(STAGES)
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z$$()A-Z_]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/\$$\(STAGES\)/NN_stage/; s/:.*## /\t/' | expand -t 14
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	@# Some platforms' torch wheel needs libraries of its own; let pip add them only where the import fails.
+	@$(PY) -c 'import torch' 2>/dev/null || $(PY) -m pip install --quiet torch==$$(sed -n 's/^torch==//p' requirements.lock)
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(PY) -m ipykernel install --sys-prefix --name python3 --display-name "Python 3 (empathy)" >/dev/null
+	@touch $@
+
+run: $(VENV)/.installed  ## the whole study: STUDY=smollm2-135m by default, its random-weight twin beside it
+	@$(PY) -m lib.run $(if $(filter smollm2-135m,$(STUDY)),--study smollm2-135m-random) --study $(STUDY)
+
+quick: $(VENV)/.installed  ## a small honest subset of the default study, for development
+	@$(PY) -m lib.run --quick --study $(STUDY)
+
+$(STAGES): $(VENV)/.installed  ## one stage and what it reads: make 05_probe STUDY=smollm2-135m
+	@$(PY) -m lib.run $@ --study $(STUDY)
+
+test: $(VENV)/.installed browser  ## the whole test suite
+	@$(PY) -m ruff check . && $(PY) -m pytest
+
+lab: $(VENV)/.installed  ## JupyterLab on this machine, with the project's kernel
+	@$(VENV)/bin/jupyter lab --ip=127.0.0.1 notebooks
+
+pairs: $(VENV)/.installed  ## write each notebook's .ipynb half from its .py half
+	@$(VENV)/bin/jupytext --quiet --update --to ipynb notebooks/*.py
+
+lint: $(VENV)/.installed  ## ruff over everything
+	@$(PY) -m ruff check .
+
+browser:
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium >/dev/null; }
+
+clean:  ## remove outputs; labels and paid replies stay
+	@find outputs -mindepth 1 ! -name .gitkeep ! -name '*.journal.jsonl' ! -type d -delete; find outputs -mindepth 1 -type d -empty -delete

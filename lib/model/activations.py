@@ -1,0 +1,167 @@
+"""Pooled activations: one forward over a token trie for all texts that share a prompt.
+
+Texts of one scenario share its prompt, so their tokens form a tree. Each node is computed once: position ids are
+depths and the attention mask lets a node see its ancestors only, which equals separate forwards exactly. Response
+tokens are mean-pooled inside the forward in float32; attention sinks (residual norm above `SINK` times the median,
+see "Massive Activations", Sun et al. 2024) are left out and counted. `resid_post` of block ℓ is the output of block ℓ.
+"""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from lib.model.prompts import Encoded
+
+SINK = 10.0
+
+
+@dataclass(frozen=True)
+class Trie:
+    """Token tree of several texts: `tokens`, `depths` and `parents` per node, and each text's path of node numbers."""
+
+    tokens: np.ndarray
+    depths: np.ndarray
+    parents: np.ndarray
+    paths: tuple[np.ndarray, ...]
+
+    def visible(self) -> np.ndarray:
+        """`[node, node]` bool: the row's node sees the column's (its ancestors and itself)."""
+        seen = np.zeros((len(self.tokens), len(self.tokens)), dtype=bool)
+        for node, parent in enumerate(self.parents):
+            if parent >= 0:
+                seen[node] = seen[parent]
+            seen[node, node] = True
+        return seen
+
+
+def build_trie(sequences: list[tuple[int, ...]]) -> Trie:
+    """The token tree of some sequences; equal prefixes become one path."""
+    children, tokens, depths, parents, paths = {}, [], [], [], []
+    for sequence in sequences:
+        node, path = -1, []
+        for depth, token in enumerate(sequence):
+            key = (node, token)
+            if key not in children:
+                children[key] = len(tokens)
+                tokens.append(token), depths.append(depth), parents.append(node)
+            node = children[key]
+            path.append(node)
+        paths.append(np.array(path))
+    return Trie(np.array(tokens), np.array(depths), np.array(parents), tuple(paths))
+
+
+@contextmanager
+def block_outputs(model, layers, receive):
+    """Call `receive(layer, resid_post)` for every block in `layers` (-1: the embedding) while the context is open.
+
+    Blocks after the last one needed are not run. Everything is restored on leaving, also after an exception.
+    """
+    decoder = model.get_decoder()
+    blocks, depth = decoder.layers, decoder.config.num_hidden_layers
+    hooks = []
+    try:
+        decoder.layers = blocks[: max(layers) + 1] if max(layers) >= 0 else blocks[:1]
+        decoder.config.num_hidden_layers = len(decoder.layers)
+        for layer in layers:
+            if layer == -1:
+                hooks.append(blocks[0].register_forward_pre_hook(
+                    lambda _, args, kwargs: receive(-1, args[0] if args else kwargs["hidden_states"]), with_kwargs=True))
+            else:
+                hooks.append(blocks[layer].register_forward_hook(
+                    lambda _, __, output, layer=layer: receive(layer, output[0] if isinstance(output, tuple) else output)))
+        yield decoder
+    finally:
+        for hook in hooks:
+            hook.remove()
+        decoder.layers, decoder.config.num_hidden_layers = blocks, depth
+
+
+def attention_mask(model, trie: Trie):
+    """The additive 4-D mask of a trie, one per attention type where the model has sliding windows."""
+    config = model.get_decoder().config
+    seen = torch.from_numpy(trie.visible())
+    depth = torch.from_numpy(trie.depths)
+
+    def additive(allowed):
+        mask = torch.zeros(allowed.shape, dtype=model.dtype)
+        return mask.masked_fill(~allowed, torch.finfo(model.dtype).min)[None, None].to(model.device)
+
+    window = getattr(config, "sliding_window", None)
+    near = seen & (depth[:, None] - depth[None, :] < window) if window else seen
+    if config.model_type in ("gemma2", "gemma3_text", "qwen2"):
+        return {kind: additive(near if kind == "sliding_attention" else seen) for kind in set(config.layer_types)}
+    return additive(near if config.model_type == "mistral" else seen)
+
+
+@torch.inference_mode()
+def pool_trie(model, texts: list[Encoded], layers) -> tuple[np.ndarray, np.ndarray]:
+    """`(pooled [layer, text, d_model] float32, sinks [layer, text])` of texts in one trie forward."""
+    trie = build_trie([text.ids for text in texts])
+    members = torch.zeros(len(texts), len(trie.tokens), device=model.device)
+    for row, (text, path) in enumerate(zip(texts, trie.paths, strict=True)):
+        members[row, path[text.start:]] = 1.0
+    pooled, sinks = {}, {}
+
+    def receive(layer, resid):
+        resid = resid[0].float()
+        norms = resid.norm(dim=-1)
+        keep = norms <= SINK * norms[members.sum(0) > 0].median()
+        kept = members * keep
+        pooled[layer] = (kept @ resid / kept.sum(1, keepdim=True)).cpu().numpy()
+        sinks[layer] = (members.sum(1) - kept.sum(1)).cpu().numpy().astype(np.int64)
+
+    with block_outputs(model, layers, receive) as decoder:
+        decoder(input_ids=torch.from_numpy(trie.tokens)[None].to(model.device),
+                position_ids=torch.from_numpy(trie.depths)[None].to(model.device),
+                attention_mask=attention_mask(model, trie), use_cache=False)
+    return np.stack([pooled[layer] for layer in layers]), np.stack([sinks[layer] for layer in layers])
+
+
+@torch.inference_mode()
+def pool_plain(model, text: Encoded, layers) -> np.ndarray:
+    """`[layer, d_model]`: the same numbers by one ordinary forward; the reference for the trie."""
+    pooled = {}
+
+    def receive(layer, resid):
+        resid = resid[0, text.start:].float()
+        norms = resid.norm(dim=-1)
+        pooled[layer] = resid[norms <= SINK * norms.median()].mean(0).cpu().numpy()
+
+    with block_outputs(model, layers, receive) as decoder:
+        decoder(input_ids=torch.tensor([text.ids], device=model.device), use_cache=False)
+    return np.stack([pooled[layer] for layer in layers])
+
+
+def relative_error(a: np.ndarray, b: np.ndarray) -> float:
+    """Largest `‖a − b‖ / ‖b‖` over the leading axes."""
+    return float((np.linalg.norm(a - b, axis=-1) / np.linalg.norm(b, axis=-1)).max())
+
+
+def trie_error(model, texts: list[Encoded], layers) -> float:
+    """Largest relative error of the trie against plain forwards on a few texts that share a prompt."""
+    pooled, _ = pool_trie(model, texts, layers)
+    return max(relative_error(pooled[:, i], pool_plain(model, text, layers)) for i, text in enumerate(texts))
+
+
+def extract(model, groups: list[list[Encoded]], layers, *, tolerance: float = 1e-4):
+    """`(pooled [layer, text, d_model], sinks [layer, text], about)` of all texts, group after group.
+
+    A group holds texts that share a prompt. The trie is first checked against plain forwards on three texts; where it
+    misses `tolerance` the plain forward serves all texts, and `about` says so.
+    """
+    error = trie_error(model, groups[0][:3], layers)
+    exact = error <= (tolerance if model.dtype == torch.float32 else 0.05)
+    pooled, sinks = [], []
+    for group in tqdm(groups, desc="extracting", unit="scenario", mininterval=2):
+        if exact:
+            values, dropped = pool_trie(model, group, layers)
+        else:
+            values = np.stack([pool_plain(model, text, layers) for text in group], axis=1)
+            dropped = np.zeros(values.shape[:2], dtype=np.int64)
+        pooled.append(values), sinks.append(dropped)
+    about = {"method": "token trie" if exact else "plain forwards (the trie missed its tolerance)",
+             "trie_relative_error": error, "attention": model.config._attn_implementation, "dtype": str(model.dtype)}
+    return np.concatenate(pooled, axis=1), np.concatenate(sinks, axis=1), about

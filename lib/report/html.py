@@ -1,0 +1,37 @@
+"""The report as one HTML file that opens with no network: plotly.js once, every text escaped."""
+
+import html
+from pathlib import Path
+
+import jinja2
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+TEMPLATE = Path(__file__).parent / "report.html"
+
+
+def figure_html(figure: go.Figure, alt: str) -> str:
+    """A figure as HTML without its own copy of plotly.js; `alt` describes it for readers who cannot see it."""
+    body = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True}, default_width="100%")
+    return f'<figure role="group" aria-label="{html.escape(alt)}">{body}<figcaption>{html.escape(alt)}</figcaption></figure>'
+
+
+def number(value, digits: int = 2) -> str:
+    """A number for a table cell; a dash where there is none."""
+    return "–" if value is None or value != value else f"{value:.{digits}f}"
+
+
+def estimate(row: dict) -> str:
+    """`0.42 [0.31, 0.53]`, or a dash."""
+    if row.get("estimate") is None:
+        return "–"
+    interval = f" [{number(row['ci_low'])}, {number(row['ci_high'])}]" if row.get("ci_low") is not None else ""
+    return number(row["estimate"]) + interval
+
+
+def render(**content) -> str:
+    """The page from its template; all values are escaped unless they are figures made here."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"number": number, "estimate": estimate}
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(plotlyjs=get_plotlyjs(), **content)

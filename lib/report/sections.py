@@ -1,0 +1,111 @@
+"""The report's words and figures, computed from what was collected; no number is written by hand."""
+
+from lib.report import figures
+from lib.report.collect import Collected
+from lib.report.html import estimate, figure_html
+from lib.stats.majority import majority
+from lib.stats.verdicts import CRITERIA, Result
+
+QUESTIONS = {
+    "separation": "Are the Cognitive and the Affective direction separate?",
+    "probes": "Are the types linearly there, beyond their words?",
+    "clusters": "Does geometry alone give Cognitive, Affective, Instrumental and neutral?",
+    "convergence": "Do sparse-autoencoder clusters and probes agree?",
+    "specificity": "Is it empathy, or any three styles?",
+    "causality": "Does ablating the directions degrade empathy?",
+    "bandwidth": "How many dimensions, how far can each be driven?",
+}
+
+
+def trained(one: Collected) -> bool:
+    return one.params.model.source != "random"
+
+
+def majorities(collected: list[Collected], *, alpha: float) -> list[dict]:
+    """One row a criterion over all trained models; models without a result stay in the count."""
+    models = [one for one in collected if trained(one)]
+    rows = []
+    for criterion in CRITERIA:
+        found = [one.headline(criterion) for one in models if one.headline(criterion)]
+        if found:
+            names = Result.__dataclass_fields__
+            results = [Result(**{k: v for k, v in row.items() if k in names} | {"flags": tuple(filter(None, row["flags"].split("; ")))}) for row in found]
+            rows.append(majority(results, n_models=len(models), alpha=alpha))
+    return rows
+
+
+def answer(collected: list[Collected], majority_rows: list[dict]) -> str:
+    """The result in one paragraph."""
+    sentences = []
+    for one in collected:
+        if not one.rows:
+            continue
+        verdicts: dict[str, list[str]] = {"PASS": [], "FAIL": [], "INCONCLUSIVE": []}
+        for criterion in CRITERIA:
+            if row := one.headline(criterion):
+                verdicts[row["verdict"]].append(criterion)
+        literal = [c for c in CRITERIA if (row := one.headline(c)) and row["literal_verdict"] == "PASS"]
+        told = "; ".join(f"{', '.join(names)}: {verdict}" for verdict, names in verdicts.items() if names)
+        sentences.append(f"{one.run}{'' if trained(one) else ' (random weights, the null)'}: {told}. "
+                         f"Taken literally, {len(literal)} of {sum(map(len, verdicts.values()))} criteria would pass.")
+    n_models = sum(trained(one) for one in collected)
+    n_run = sum(trained(one) and bool(one.rows) for one in collected)
+    held = [row["criterion"] for row in majority_rows if row["verdict"] == "PASS"]
+    return " ".join(sentences) + (f" Results exist for {n_run} of {n_models} trained models, so for most models "
+                                  f"{'these criteria hold: ' + ', '.join(held) if held else 'no criterion is shown to hold'}.")
+
+
+def part(row: dict | None, title: str, figure, alt: str) -> dict:
+    """One figure with the sentence that says how its criterion came out."""
+    said = "" if row is None else (f"{row['verdict']}: {row['reason']}. Estimate {estimate(row)}; literal {row['literal_verdict']}"
+                                   f"; null: {row['null'] or 'see figure'}. {row['power']}".strip())
+    return {"title": title, "text": said, "figure": figure_html(figure, alt)}
+
+
+def parts_of(one: Collected, thresholds) -> list[dict]:
+    """The figures of one study, in the order of the criteria; what has no data is left out."""
+    layer, found = one.params.layer, []
+    layers, baselines = one.table("probe/layers.csv"), one.table("probe/baselines.csv")
+    if layers is not None and baselines is not None:
+        found.append(part(one.headline("probes"), QUESTIONS["probes"], figures.layer_figure(layers, baselines, layer),
+                          "Transfer AUROC of the probes over layers, with the permutation null and the best text baselines."))
+    constructions, curve = one.table("separation/constructions.csv"), one.table("separation/layers.csv")
+    if constructions is not None and len(constructions):
+        found.append(part(one.headline("separation"), QUESTIONS["separation"], figures.constructions_figure(constructions, thresholds.separation.cos_max),
+                          "Cosine of the two directions under each construction, beside its value on two nulls."))
+    if curve is not None:
+        found.append(part(None, "The same over layers", figures.separation_figure(curve, layer, thresholds.separation.cos_max),
+                          "The unbiased cosine over layers with its interval, beside three biased constructions."))
+    found += structure_parts(one, thresholds)
+    effects, doses = one.table("causality/effects.csv"), one.table("bandwidth/doses.csv")
+    if effects is not None:
+        found.append(part(one.headline("causality"), QUESTIONS["causality"], figures.causality_figure(effects),
+                          "Effect of each ablated direction beside the band of random directions of equal energy."))
+    metrics, contexts = one.json("bandwidth/metrics.json"), one.table("bandwidth/contexts.csv")
+    if doses is not None and metrics:
+        found.append(part(one.headline("bandwidth"), QUESTIONS["bandwidth"], figures.dose_figure(doses, metrics["band"], thresholds.bandwidth.coherent_share),
+                          "Share of coherent replies and log-perplexity over steering doses."))
+    if contexts is not None and "pr" in contexts:
+        found.append(part(None, "Effective dimension by context", figures.contexts_figure(contexts), "Participation ratio of the empathy effect in each context."))
+    leakage = one.table("dataset/raw/leakage_best.csv")
+    if leakage is not None:
+        found.append(part(None, "Do words alone give the types away?", figures.leakage_figure(leakage, thresholds.probes),
+                          "AUROC of the best lexical baseline within and across registers."))
+    return found
+
+
+def structure_parts(one: Collected, thresholds) -> list[dict]:
+    """The figures of specificity."""
+    overlap = one.table("specificity/overlap.csv")
+    if overlap is None or not len(overlap):
+        return []
+    return [part(one.headline("specificity"), QUESTIONS["specificity"], figures.overlap_figure(overlap, thresholds.specificity),
+                 "Overlap of empathy with its controls, with intervals, in each metric.")]
+
+
+def texts_note(collected: list[Collected]) -> str:
+    """Where the texts come from and what their leakage is."""
+    audit = next((found for one in collected if (found := one.json("dataset/raw/leakage.json"))), None)
+    said = "" if audit is None else f"Leakage audit: {audit['reason']}{' (LEAKY)' if audit['leaky'] else ''}. "
+    return ("The bundled texts were written by language models and rated by language models; no human wrote or labelled them unless a label "
+            "journal says so. Quantised weights were dequantised to float32, so values describe the quantised model. " + said)

@@ -1,0 +1,225 @@
+"""The runner: `python -m lib.run [STAGE…] --study NAME`. It checks everything, then runs what is not up to date.
+
+A stage is a notebook, run by Papermill into a temporary name and renamed when it ends well. It runs again only when
+its fingerprint (parameters, thresholds, inputs, code) differs from that of its last good run.
+"""
+
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import papermill
+import typer
+import yaml
+from filelock import FileLock, Timeout
+from papermill.exceptions import PapermillExecutionError
+from rich.console import Console
+from rich.table import Table
+
+from lib.errors import BadInput
+from lib.params import ROOT, Params, load_params, studies
+from lib.stages import NOTEBOOKS, STAGES, check_stage_params, defaults, fingerprint, intact, needed, outputs_of, record_path, stage_record
+from lib.store import Study, read_json, sha256, to_json, write_atomic
+
+console = Console(stderr=True, soft_wrap=True, highlight=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def dataset_hash(folder: Path) -> dict[str, str]:
+    return {path.name: sha256(path) for path in sorted(folder.glob("*.json"))}
+
+
+def outputs_root() -> Path:
+    return Path(os.environ.get("EMPATHY_OUTPUTS", ROOT / "outputs"))
+
+
+def stage_parameters(stage: str, run: str, params: Params, changes: dict, dataset: Path | None) -> dict:
+    """What Papermill puts into the notebook: the notebook's defaults, the study's changes, the command line's."""
+    known = {name: yaml.safe_load(info["default"].replace("None", "null")) for name, info in defaults(stage).items()}
+    own = {"study": run, **params.stages.get(stage, {}), **changes.get(stage, {})}
+    if stage == "01_generate" and (dataset or params.dataset != "bundled"):
+        own["dataset"] = str(dataset or ROOT / params.dataset)
+    return {**known, **own}
+
+
+def external_inputs(stage: str, run: str, parameters: dict, params: Params) -> dict:
+    """Hashes of inputs that no stage of this run makes."""
+    if stage == "01_generate":
+        folder = Path(parameters["dataset"]) if parameters["dataset"] != "bundled" else ROOT / "lib" / "data" / "dataset"
+        return dataset_hash(folder)
+    if stage == "05_probe" and params.twin:
+        return stage_record(outputs_root() / twin_run(run, params), "03_extract")["outputs"]
+    if stage == "10_report":
+        same = [path for path in outputs_root().glob("*/*.stage.json") if path.name != "10_report.stage.json"]
+        return {f"{path.parent.name}/{path.name}": read_json(path)["outputs"] for path in sorted(same)}
+    return {}
+
+
+def twin_run(run: str, params: Params) -> str:
+    """The run of the random-weight twin that belongs to a run (same variant)."""
+    _, dashes, variant = run.partition("--")
+    return f"{params.twin}{dashes}{variant}"
+
+
+def plan(names: list[str], stages: list[str], *, quick: bool) -> list[tuple[str, str, Params]]:
+    """`(study, stage, params)` in running order; a study's twin is extracted first; the report comes last, once."""
+    jobs: list[tuple[str, str, Params]] = []
+    for name in names:
+        params = load_params(name, quick=quick)
+        check_stage_params(params, f"{name}.yaml")
+        if params.twin and "05_probe" in stages and params.twin not in names[: names.index(name)]:
+            twin = load_params(params.twin, quick=quick)
+            check_stage_params(twin, f"{params.twin}.yaml")
+            jobs += [(params.twin, stage, twin) for stage in needed(["03_extract"])]
+        jobs += [(name, stage, params) for stage in stages if stage not in params.skip]
+    last = [job for job in jobs if job[1] == "10_report"][-1:]
+    return [job for job in jobs if job[1] != "10_report"] + last
+
+
+def execute(stage: str, root: Path, parameters: dict) -> None:
+    """Run one notebook into a scratch name; keep a failed one aside under a name that nothing reads."""
+    scratch, failed = root / f".{stage}.running.ipynb", root / f"{stage}.failed.ipynb"
+    os.environ |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    try:
+        papermill.execute_notebook(NOTEBOOKS / f"{stage}.ipynb", scratch, parameters, kernel_name="python3", cwd=ROOT,
+                                   progress_bar={"desc": stage, "unit": "cell", "leave": False}, request_save_on_cell_execute=False)
+    except BaseException:
+        if scratch.exists():
+            scratch.replace(failed)
+        raise
+    write_atomic(root / f"{stage}.ipynb", scratch.read_bytes())
+    scratch.unlink()
+    failed.unlink(missing_ok=True)
+
+
+def run_stage(run: str, stage: str, params: Params, parameters: dict, *, force: bool) -> bool:
+    """Run a stage if anything it depends on has changed; returns whether it ran."""
+    root = outputs_root() / run
+    mark = fingerprint(root, stage, params, parameters, external_inputs(stage, run, parameters, params))
+    if not force and record_path(root, stage).exists():
+        record = stage_record(root, stage)
+        if record["fingerprint"] == mark and (root / f"{stage}.ipynb").exists() and intact(root, record):
+            return False
+    start = time.monotonic()
+    execute(stage, root, parameters)
+    record = {"fingerprint": mark, "outputs": outputs_of(root, stage), "seconds": round(time.monotonic() - start, 1)}
+    write_atomic(record_path(root, stage), to_json(record))
+    return True
+
+
+def run_all(jobs, *, variant: str, changes: dict, dataset: Path | None, force: bool) -> int:
+    """Run the planned stages one after the other; prints a line each. Returns how many ran."""
+    ran = 0
+    for number, (name, stage, params) in enumerate(jobs, start=1):
+        run = f"{name}--{variant}" if variant else name
+        root = outputs_root() / run
+        root.mkdir(parents=True, exist_ok=True)
+        Study(run, stage).preregister()
+        parameters = stage_parameters(stage, run, params, changes, dataset)
+        start = time.monotonic()
+        try:
+            with FileLock(root / ".lock", timeout=0):
+                did = run_stage(run, stage, params, parameters, force=force)
+        except Timeout:
+            raise BadInput(f"{run}: another run is at work on this study; wait for it or stop it") from None
+        ran += did
+        state = f"{time.monotonic() - start:.0f} s" if did else "up to date"
+        console.print(f"[{number:>2}/{len(jobs)}] {run:<24} {stage:<16} {state}")
+    return ran
+
+
+def show_verdicts(run: str) -> None:
+    """Print the verdict table of a run and where its report is."""
+    path = outputs_root() / run / "report" / "metrics.json"
+    table = Table(title=run, title_justify="left")
+    for column in ("criterion", "literal", "calibrated", "estimate [95%]", "null", "text baseline", "flags"):
+        table.add_column(column)
+    for row in read_json(path)["results"]:
+        interval = "-" if row["estimate"] is None else f"{row['estimate']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}]" \
+            if row["ci_low"] is not None else f"{row['estimate']:.2f}"
+        literal = "-" if row["literal_value"] is None else f"{row['literal_value']:.2f} {row['literal_verdict']}"
+        baseline = "-" if row["text_baseline"] is None else f"{row['text_baseline']:.2f} {row['text_baseline_name']}"
+        table.add_row(row["criterion"], literal, row["verdict"], interval, row["null"], baseline, row["flags"])
+    Console().print(table)
+    print(f"report: {read_json(path)['report']}")
+    print(f"executed notebooks: {os.path.relpath(path.parent.parent)}/*.ipynb")
+
+
+def parse_changes(settings: list[str]) -> dict:
+    """`STAGE.NAME=VALUE` settings as `{stage: {name: value}}`."""
+    changes: dict[str, dict] = {}
+    for setting in settings:
+        match = re.fullmatch(r"(\w+)\.(\w+)=(.*)", setting, re.DOTALL)
+        if not match or match[1] not in STAGES:
+            raise BadInput(f"--set {setting}: write STAGE.NAME=VALUE, for example 05_probe.n_permutations=500")
+        try:
+            changes.setdefault(match[1], {})[match[2]] = yaml.safe_load(match[3])
+        except yaml.YAMLError:
+            raise BadInput(f"--set {setting}: the value cannot be read") from None
+    return changes
+
+
+@app.command()
+def main(
+    stages: Annotated[list[str] | None, typer.Argument(help="Stages such as 05_probe; all by default. What they read is run too.")] = None,
+    study: Annotated[list[str] | None, typer.Option(help="Study (a file in params/); repeat for several.")] = None,
+    dataset: Annotated[Path | None, typer.Option(help="Folder of JSON files to use instead of the bundled texts.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A small honest subset (params/quick.yaml), kept apart.")] = False,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Change one parameter: STAGE.NAME=VALUE.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run the named stages even where they are up to date.")] = False,
+    show: Annotated[bool, typer.Option("--list", help="List stages and studies.")] = False,
+) -> None:
+    """Run a study's stages, each a notebook, skipping what is up to date; then print its verdicts."""
+    if show:
+        print("stages:", *STAGES, "\nstudies:", *studies())
+        return
+    wanted, names = list(stages or STAGES), list(study or ["smollm2-135m"])
+    for stage in wanted:
+        if stage not in STAGES:
+            raise BadInput(f"{stage}: no such stage; stages are {', '.join(STAGES)}")
+    changes = parse_changes(settings or [])
+    variant = "-".join(filter(None, ["quick" if quick else "", dataset_slug(dataset)]))
+    jobs = plan(names, needed(wanted), quick=quick)
+    for name in names:
+        params = load_params(name, quick=quick)
+        check_stage_params(params.model_copy(update={"stages": changes}), "--set")
+    ran = run_all(jobs, variant=variant, changes=changes, dataset=dataset and dataset.resolve(), force=force)
+    if not ran:
+        print("Everything is up to date; nothing was run.")
+    if "10_report" in wanted:
+        for name in names:
+            show_verdicts(f"{name}--{variant}" if variant else name)
+
+
+def dataset_slug(dataset: Path | None) -> str:
+    """A plain name for a dataset folder, used in the run's name."""
+    if dataset is None:
+        return ""
+    if not dataset.is_dir():
+        raise BadInput(f"--dataset {dataset}: no such folder")
+    return re.sub(r"[^a-z0-9]+", "-", dataset.resolve().name.lower()).strip("-") or "dataset"
+
+
+def cli() -> int:
+    """Exit codes: 0 done, 1 a stage failed, 2 bad input, 130 interrupted. One line on stderr says what."""
+    try:
+        app(standalone_mode=True)
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except PapermillExecutionError as error:
+        bad = error.ename == "BadInput"
+        last = (error.evalue.strip().splitlines() or ["no message"])[-1]
+        print(f"error: {last}" if bad else f"error: {error.ename}: {last}", file=sys.stderr)
+        return 2 if bad else 1
+    except KeyboardInterrupt:
+        print("interrupted; run the same command to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

@@ -1,0 +1,138 @@
+"""The ten stages: what each reads, and the fingerprint that decides whether it must run again."""
+
+import ast
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import papermill
+from papermill.exceptions import PapermillException
+from pydantic import ConfigDict, ValidationError, create_model
+
+from lib.errors import BadInput
+from lib.params import ROOT, Params, one_line
+from lib.store import read_json, sha256, to_json
+
+NOTEBOOKS = ROOT / "notebooks"
+TYPES = {"bool": bool, "int": int, "float": float, "str": str, "list": list}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """`reads`: stages whose files it reads. `thresholds`: preregistered sections it applies. `model`: reads weights."""
+
+    reads: tuple[str, ...] = ()
+    thresholds: tuple[str, ...] = ()
+    model: bool = False
+
+
+TEXTS = ("02_filter",)
+STAGES = {
+    "01_generate": Stage(thresholds=("cluster_cosine", "probes")),
+    "02_filter": Stage(reads=("01_generate",), thresholds=("probes",)),
+    "03_extract": Stage(reads=TEXTS, model=True),
+    "04_sae": Stage(reads=TEXTS, thresholds=("clusters",), model=True),
+    "05_probe": Stage(reads=(*TEXTS, "03_extract"), thresholds=("separation", "probes")),
+    "06_converge": Stage(reads=(*TEXTS, "03_extract", "04_sae", "05_probe"), thresholds=("clusters", "convergence")),
+    "07_specificity": Stage(reads=(*TEXTS, "03_extract"), thresholds=("specificity",)),
+    "08_causality": Stage(reads=(*TEXTS, "03_extract"), thresholds=("causality",), model=True),
+    "09_bandwidth": Stage(reads=(*TEXTS, "03_extract"), thresholds=("bandwidth",), model=True),
+    "10_report": Stage(thresholds=("majority",)),
+}
+
+
+def needed(stages: list[str]) -> list[str]:
+    """The stages given and all they read from, in running order."""
+    wanted = set(stages)
+    for name in reversed(STAGES):
+        if name in wanted:
+            wanted.update(STAGES[name].reads)
+    return [name for name in STAGES if name in wanted]
+
+
+def source_files(script: Path) -> list[Path]:
+    """A notebook's script and every `lib` module it imports, directly or through another."""
+    found, queue = set(), [script]
+    while queue:
+        path = queue.pop()
+        if path in found:
+            continue
+        found.add(path)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.module, *(f"{node.module}.{a.name}" for a in node.names)] if isinstance(node, ast.ImportFrom) \
+                else [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                if name and name.split(".")[0] == "lib":
+                    base = ROOT / Path(*name.split("."))
+                    queue += [p for p in (base.with_suffix(".py"), base / "__init__.py") if p.exists()]
+    return sorted(found)
+
+
+@cache
+def defaults(stage: str) -> dict:
+    """`{parameter: {name, inferred_type_name, default, help}}` of a notebook's parameters cell."""
+    try:
+        return papermill.inspect_notebook(NOTEBOOKS / f"{stage}.ipynb")
+    except (PapermillException, OSError, ValueError) as error:
+        raise BadInput(f"notebooks/{stage}.ipynb: cannot be read ({str(error).splitlines()[0]}); run `make pairs`") from None
+
+
+def check_stage_params(params: Params, where: str) -> None:
+    """Every stage and parameter a study sets exists in that notebook, with its type; before anything runs."""
+    for stage, values in params.stages.items():
+        if stage not in STAGES:
+            raise BadInput(f"{where}: stages.{stage}: no such stage; stages are {', '.join(STAGES)}")
+        known = {name: (TYPES.get(info["inferred_type_name"], str), ...) for name, info in defaults(stage).items()
+                 if name in values}
+        schema = create_model(stage, __config__=ConfigDict(extra="forbid", strict=True), **known)
+        try:
+            schema(**values)
+        except ValidationError as error:
+            raise one_line(f"{where}: stages.{stage}", error) from None
+
+
+def fingerprint(root: Path, stage: str, params: Params, parameters: dict, inputs: dict[str, str]) -> str:
+    """Hash of everything the stage's result may depend on: parameters, thresholds, model, inputs, code.
+
+    `inputs` are hashes of files that no stage of this run makes (a dataset folder, another study's activations).
+    """
+    spec = STAGES[stage]
+    thresholds = params.thresholds.model_dump()
+    parts = {
+        "parameters": parameters, "inputs": inputs, "layer": params.layer, "source": params.source,
+        "model": params.model.model_dump() if spec.model else params.model.model_id,
+        "thresholds": {section: thresholds[section] for section in spec.thresholds},
+        "upstream": {name: stage_record(root, name)["outputs"] for name in spec.reads},
+        "code": {str(path.relative_to(ROOT)): sha256(path) for path in source_files(NOTEBOOKS / f"{stage}.py")},
+    }
+    return sha256(to_json(parts))
+
+
+def record_path(root: Path, stage: str) -> Path:
+    return root / f"{stage}.stage.json"
+
+
+def stage_record(root: Path, stage: str) -> dict:
+    """What the runner wrote when the stage ended: fingerprint, outputs with hashes, seconds."""
+    path = record_path(root, stage)
+    if not path.exists():
+        raise BadInput(f"{root.name}: {stage} has not run; run it first (`python -m lib.run {stage} --study {root.name}`)")
+    record = read_json(path)
+    if not isinstance(record, dict) or not {"fingerprint", "outputs"} <= record.keys():
+        raise BadInput(f"{root.name}/{path.name}: not a stage record; remove it and run {stage} again")
+    return record
+
+
+def outputs_of(root: Path, stage: str) -> dict[str, str]:
+    """`{file: sha256}` of all artifacts of a stage, read from their sidecars."""
+    found = {}
+    for meta in sorted(root.glob("*/**/*.meta.json")):
+        about = read_json(meta)
+        if about.get("stage") == stage:
+            found[about["file"]] = about["sha256"]
+    return found
+
+
+def intact(root: Path, record: dict) -> bool:
+    """Whether every output of a stage is on disk as it was recorded."""
+    return all((root / name).exists() and sha256(root / name) == digest for name, digest in record["outputs"].items())

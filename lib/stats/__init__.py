@@ -1,0 +1,1 @@
+"""Calibrated statistics: numpy and scipy (scikit-learn where speed does not matter). No torch, no files."""

@@ -1,0 +1,228 @@
+"""Are perspective-taking (C) and warmth (A) different directions? κ, its interval, and every construction beside it.
+
+κ = U(c, a) / √(U(c, c) U(a, a)) with c_s = x_{s,C} − v̄_s, a_s = x_{s,A} − v̄_s and v̄_s the mean of the same scenario's
+valence-stripped texts: the cosine of the population means, free of shared noise. The literal criterion, the cosine of
+one-vs-rest mean differences, is decided by its construction (`lib.stats.constructions`) and reported beside it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm
+from scipy.stats import t as student
+
+from lib.errors import BadInput
+from lib.params import Separation
+from lib.stats import constructions, mtmm
+from lib.stats.constructions import NEUTRAL, kappa, kappa_split, mean_cosines, trait_products
+from lib.stats.triplets import Scenarios, check, find_scenarios
+from lib.stats.ustat import MIN_CLUSTERS, CrossFitted, cluster_sums, cosine, jackknife
+from lib.stats.verdicts import FAIL, INCONCLUSIVE, PASS, Result
+from lib.stats.whitening import cross_fitted, exchangeable, residuals
+
+
+COLUMNS = ["register", "metric", "kappa", "se", "ci_low", "ci_high", "kappa_D", "kappa_D_low", "kappa_D_high",
+           "reliability_C", "reliability_A", "swap_p", "n", "n_clusters"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeparationReport:
+    """The result row; `metrics` (a row a register and metric), `constructions`, `mtmm` (empty with one register)."""
+
+    result: Result
+    metrics: pd.DataFrame
+    constructions: pd.DataFrame
+    mtmm: pd.DataFrame
+
+
+def separation(X: np.ndarray, texts: pd.DataFrame, *, thresholds: Separation, model_id: str, layer: int, seed: int,
+               n_permutations: int, unembedding_cov: np.ndarray | None = None) -> SeparationReport:
+    """Criterion 1 on the activations `X` [text, d_model] of one layer; rows of other conditions are ignored.
+
+    `unembedding_cov` [d_model, d_model] adds the causal metric as a sensitivity row. Raises BadInput on activations
+    that are not finite or do not fit the texts; too few scenarios or clusters give INCONCLUSIVE with the reason.
+    """
+    X = np.asarray(X)
+    check(X, texts)
+    about = dict(criterion="separation", model_id=model_id, layer=layer, metric="euclidean", seed=seed)
+    plain = find_scenarios(texts, ("empathy", "plain"), ("valence_stripped", "plain"))
+    values = X[plain.rows].astype(float)
+    reason = too_little(plain, values)
+    if reason:
+        return undecided(X, find_scenarios(texts, ("empathy", "plain")), reason, thresholds=thresholds, about=about)
+    both = find_scenarios(texts, ("empathy", "plain"), ("valence_stripped", "plain"), ("empathy", "counter"))
+    paired = (X[both.rows].astype(float), both.codes) if both.enough else None
+    metrics = metric_table((values, plain.codes), paired, seed=seed, n_permutations=n_permutations,
+                           unembedding_cov=unembedding_cov)
+    beside, draws = constructions.table(values, plain.codes, residuals(values), seed=seed)
+    flags, matrix = register_flags(paired)
+    main = metrics.query("register == 'plain'").set_index("metric")
+    kappa_row, literal = main.loc["euclidean"], float(beside.set_index("construction").loc["one_vs_rest", "cos"])
+    flags += ["GENERIC"] if generic(kappa_row["kappa"], draws["N1"]) else []
+    verdict, reason = decide(main, flags, thresholds)
+    result = Result(
+        **about, verdict=verdict, reason=reason, flags=tuple(flags), literal_value=literal,
+        literal_verdict=literally(literal, thresholds), estimate=float(kappa_row["kappa"]),
+        ci_low=float(kappa_row["ci_low"]), ci_high=float(kappa_row["ci_high"]), p=float(kappa_row["swap_p"]),
+        null=f"C and A exchanged within triplets, {n_permutations} permutations",
+        reliability=float(min(kappa_row["reliability_C"], kappa_row["reliability_A"])),
+        p_literal_N0=literal_rate(draws["N0"], thresholds), p_literal_N1=literal_rate(draws["N1"], thresholds),
+        power=power(kappa_row, thresholds), n=len(values), n_clusters=plain.n_clusters)
+    return SeparationReport(result=result, metrics=metrics, constructions=beside, mtmm=matrix)
+
+
+def too_little(plain: Scenarios, values: np.ndarray) -> str:
+    """Why κ cannot be estimated from `values` [S, 6, d_model], or an empty string."""
+    if not plain.enough:
+        return (f"{plain.n_clusters} clusters of scenarios have all empathy and valence-stripped texts; "
+                f"{MIN_CLUSTERS} are needed")
+    return "" if residuals(values).any() else "the activations do not vary within a scenario"
+
+
+def metric_table(plain: tuple[np.ndarray, np.ndarray], paired: tuple[np.ndarray, np.ndarray] | None = None, *,
+                 seed: int, n_permutations: int, unembedding_cov: np.ndarray | None = None) -> pd.DataFrame:
+    """One row a register and metric. `plain` is (values [S, 6, d], codes [S]), `paired` the same with 9 traits."""
+    values, codes = plain
+    metrics = {"euclidean": (None, None),
+               "whitened": (cross_fitted([plain], n_clusters=codes.max() + 1), exchangeable(values))}
+    if unembedding_cov is not None:
+        metrics["causal"] = (causal_metric(unembedding_cov, values.shape[2]),) * 2
+    rows = []
+    for register, block in (("plain", plain), ("counter", paired)):
+        for name, pair in metrics.items() if block else ():
+            row = measure(*block, register=register, metrics=pair, seed=seed, n_permutations=n_permutations)
+            rows.append({"register": register, "metric": name} | row)
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def measure(values: np.ndarray, codes: np.ndarray, *, register: str, metrics: tuple, seed: int,
+            n_permutations: int) -> dict:
+    """κ with its interval, κ_D (plain only), reliabilities and swap p of one register.
+
+    `metrics` are the metric of the estimates and the one of the permutations (None: Euclidean).
+    """
+    products = trait_products(values, codes, metric=metrics[0])
+    own = products.contrasts(NEUTRAL if register == "plain" else mtmm.DIRECTIONS[3:])
+    interval = jackknife(lambda p: cosine(p, 0, 1), own)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        reliability = np.diag(own.full) / np.diag(own.plain)
+    first, second = (0, 1) if register == "plain" else (6, 7)
+    row = {"kappa": interval.estimate, "se": interval.se, "ci_low": interval.low, "ci_high": interval.high,
+           "reliability_C": reliability[0], "reliability_A": reliability[1], "n": len(values),
+           "n_clusters": codes.max() + 1, "swap_p": swap_p(values[:, first] - values[:, second], codes,
+                                                           metric=metrics[1], seed=seed, n_permutations=n_permutations)}
+    if register == "plain":
+        split = jackknife(kappa_split, products)
+        row |= {"kappa_D": split.estimate, "kappa_D_low": split.low, "kappa_D_high": split.high}
+    return row
+
+
+def causal_metric(covariance: np.ndarray, d_model: int) -> Callable:
+    """The causal inner product of residual directions, M = Cov(unembedding) (Park et al. 2024)."""
+    covariance = np.asarray(covariance, float)
+    if covariance.shape != (d_model, d_model) or not np.isfinite(covariance).all():
+        raise BadInput(f"unembedding covariance: needs shape ({d_model}, {d_model}) and finite values")
+    return lambda rows: rows @ covariance
+
+
+def swap_p(difference: np.ndarray, codes: np.ndarray, *, metric: Callable | None, seed: int,
+           n_permutations: int) -> float:
+    """p of U(C − A, C − A) when labels are exchanged; `difference` [S, d] = x_C − x_A.
+
+    A cluster's triplets are exchanged together: near-duplicate scenarios are not independent evidence.
+    """
+    sums = cluster_sums(difference, codes, n_clusters=codes.max() + 1)
+    gram = sums @ (sums if metric is None else metric(sums)).T
+    np.fill_diagonal(gram, 0)
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(n_permutations, len(gram)))
+    # summed over pairs in one order for data and permutations alike, so that equal values compare equal
+    null = ((signs @ gram) * signs).sum(1)
+    return float((1 + (null >= gram.sum() * (1 - 1e-9)).sum()) / (n_permutations + 1))
+
+
+def generic(estimate: float, draws: list[dict]) -> bool:
+    """Whether κ lies in the central 95% of N1: C and A differ no more than any two offsets would."""
+    low, _, high = constructions.quantiles([draw["kappa"] for draw in draws])
+    return bool(low <= estimate <= high)
+
+
+def register_flags(paired: tuple[np.ndarray, np.ndarray] | None) -> tuple[list[str], pd.DataFrame]:
+    """LEXICAL or ONE-REGISTER, and the multitrait-multimethod table of (values [S, 9, d], codes) (None: one register)."""
+    if paired is None:
+        return ["ONE-REGISTER"], pd.DataFrame(columns=mtmm.COLUMNS)
+    products = trait_products(*paired)
+    found = mtmm.advantages(products)
+    return ["LEXICAL"] if mtmm.lexical(found) else [], mtmm.table(products, found)
+
+
+def literally(value: float, thresholds: Separation) -> str:
+    """The criterion as first worded: PASS where the one-vs-rest cosine is below its bound."""
+    return (PASS if value < thresholds.cos_max else FAIL) if np.isfinite(value) else INCONCLUSIVE
+
+
+def literal_rate(draws: list[dict], thresholds: Separation) -> float:
+    """How often the literal criterion passes on draws of a null."""
+    return float(np.mean([draw["one_vs_rest"] < thresholds.cos_max for draw in draws]))
+
+
+def decide(main: pd.DataFrame, flags: list[str], thresholds: Separation) -> tuple[str, str]:
+    """The calibrated verdict and the rule that decided it, from the plain rows of the metric table."""
+    euclidean, whitened, bound = main.loc["euclidean"], main.loc["whitened"], thresholds.cos_max
+    if euclidean["ci_low"] > bound:
+        return FAIL, f"the interval of κ lies above {bound:g}"
+    reliability = min(euclidean["reliability_C"], euclidean["reliability_A"])
+    needed = {
+        f"reliability {reliability:.2f} is below {thresholds.reliability_min:g}":
+            reliability >= thresholds.reliability_min,
+        f"swap p {euclidean['swap_p']:.3f} is not below {thresholds.swap_p_max:g}":
+            euclidean["swap_p"] < thresholds.swap_p_max,
+        f"the interval of κ does not end below {bound:g}": euclidean["ci_high"] < bound,
+        f"the interval of the whitened κ does not end below {bound:g}": whitened["ci_high"] < bound,
+        "LEXICAL: the directions do not carry over to the other register": "LEXICAL" not in flags,
+    }
+    missed = [reason for reason, met in needed.items() if not met]
+    if missed:
+        # an unreliable direction has no angle, so the rules behind the first one say nothing then
+        return INCONCLUSIVE, missed[0] if not reliability >= thresholds.reliability_min else "; ".join(missed)
+    return PASS, f"κ's intervals end below {bound:g} in both metrics, C and A are reliable and their exchange shows"
+
+
+def power(row: pd.Series, thresholds: Separation) -> str:
+    """What this n could have decided in 80% of studies, from the jackknife's standard error."""
+    if not np.isfinite(row["se"]):
+        return "the interval of κ is undefined at this n, so no κ could have been told from the bound"
+    reach = (student.ppf(0.975, row["n_clusters"] - 1) + norm.ppf(0.8)) * row["se"]
+    return (f"standard error {row['se']:.2f}: with 80% power this n passes a κ below {thresholds.cos_max - reach:.2f} "
+            f"and fails one above {thresholds.cos_max + reach:.2f}")
+
+
+def undecided(X: np.ndarray, empathy: Scenarios, reason: str, *, thresholds: Separation,
+              about: dict) -> SeparationReport:
+    """INCONCLUSIVE with its reason; the literal value needs empathy texts only and is given where there are any."""
+    literal = float("nan") if not len(empathy.rows) else mean_cosines(X[empathy.rows].astype(float).mean(0))["one_vs_rest"]
+    result = Result(**about, literal_value=literal, literal_verdict=literally(literal, thresholds),
+                    verdict=INCONCLUSIVE, reason=reason, n=len(empathy.rows), n_clusters=empathy.n_clusters)
+    return SeparationReport(result=result, metrics=pd.DataFrame(columns=COLUMNS),
+                            constructions=pd.DataFrame(columns=constructions.COLUMNS),
+                            mtmm=pd.DataFrame(columns=mtmm.COLUMNS))
+
+
+def layer_curve(X_layers: np.ndarray, texts: pd.DataFrame) -> pd.DataFrame:
+    """κ with its interval and the biased cosines at every layer of `X_layers` [layer, text, d_model] (Euclidean).
+
+    Descriptive: the verdict is read at the preregistered layer only.
+    """
+    check(X_layers, texts)
+    plain = find_scenarios(texts, ("empathy", "plain"), ("valence_stripped", "plain"))
+    if not plain.enough:
+        raise BadInput(f"texts: {plain.n_clusters} clusters have all empathy and valence-stripped texts; "
+                       f"{MIN_CLUSTERS} are needed for an interval")
+    rows = []
+    for layer, X in enumerate(X_layers):
+        values = X[plain.rows].astype(float)
+        interval = jackknife(kappa, trait_products(values, plain.codes))
+        rows.append({"layer": layer, "kappa": interval.estimate, "ci_low": interval.low, "ci_high": interval.high,
+                     **mean_cosines(values.mean(0))})
+    return pd.DataFrame(rows)

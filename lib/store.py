@@ -1,0 +1,217 @@
+"""Artifacts: written atomically, each with a sidecar that says where it comes from, and checked on load.
+
+A write goes to a temporary file, is fsynced and renamed, so a kill leaves the old file or the new one. The sidecar
+`<file>.meta.json` holds the sha256, shapes, the parameters, the inputs' sha256 and the versions. Tensors are
+safetensors (layer-major, `[layer, text, d_model]`), tables CSV, results JSON. Nothing is pickled.
+"""
+
+import hashlib
+import io
+import json
+import os
+import platform
+import subprocess
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as save_safetensors
+
+from lib.errors import BadInput
+from lib.params import ROOT, Params, load_params
+from lib.stats.verdicts import CONTRASTS, with_flags
+
+PACKAGES = ("numpy", "scipy", "scikit-learn", "pandas", "torch", "transformers", "transformer-lens", "sae-lens")
+
+
+def sha256(content: bytes | Path) -> str:
+    """Hex digest of bytes or of a file."""
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    with content.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that a reader or a kill sees either nothing of it or all of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with scratch.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise BadInput(f"{path.name}: cannot be written ({error.strerror}); free space or fix permissions") from None
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def to_json(content) -> bytes:
+    """Stable JSON: sorted keys, no NaN, numpy numbers as plain ones."""
+    def plain(value):
+        if isinstance(value, np.generic):
+            return value.item()
+        if isinstance(value, np.ndarray):
+            return value.tolist()
+        raise TypeError(f"{type(value).__name__} does not belong in JSON")
+    return (json.dumps(content, indent=1, sort_keys=True, allow_nan=False, default=plain, ensure_ascii=False) + "\n").encode()
+
+
+def read_json(path: Path):
+    """The content of a JSON file, or one clear line."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"{path.name}: no such file") from None
+    except (UnicodeDecodeError, ValueError, RecursionError, OSError) as error:
+        raise BadInput(f"{path.name}: not readable as JSON ({str(error).splitlines()[0]}); make it again") from None
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages a number may depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def git_commit() -> str:
+    """The commit of the working tree, with `+` where files differ from it."""
+    def git(*words):
+        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+class Study:
+    """The folder of one study, `outputs/<run>`, as one stage sees it.
+
+    `run` is the study's name, with `--quick` or `--<dataset>` behind it for those variants. Every file read through
+    `load_*` is checked against its sidecar and recorded as an input of what this stage saves.
+    """
+
+    def __init__(self, run: str, stage: str, /, **parameters):
+        name, _, variant = run.partition("--")
+        self.run, self.stage, self.variant = run, stage, variant
+        self.params: Params = load_params(name, quick=variant.startswith("quick"))
+        self.root = Path(os.environ.get("EMPATHY_OUTPUTS", ROOT / "outputs")) / run
+        self.parameters, self.inputs = parameters, {}
+
+    def path(self, name: str) -> Path:
+        return self.root / name
+
+    def has(self, name: str) -> bool:
+        return self.path(name).exists()
+
+    def twin(self) -> "Study":
+        """The random-weight twin's folder, as this stage sees it; what is read there is recorded here."""
+        _, dashes, variant = self.run.partition("--")
+        twin = Study(f"{self.params.twin}{dashes}{variant}", self.stage)
+        twin.inputs = self.inputs
+        return twin
+
+    @property
+    def preregistration(self) -> dict:
+        """Thresholds, layer and contrasts as they stand now, and their hash."""
+        content = {"thresholds": self.params.thresholds.model_dump(), "layer": self.params.layer,
+                   "model_id": self.params.model.model_id, "contrasts": CONTRASTS}
+        return {"hash": sha256(to_json(content)), **content}
+
+    def preregister(self) -> bool:
+        """Write the preregistration before the first result; later only compare. True where it is unchanged."""
+        path = self.path("preregistration.json")
+        if not path.exists():
+            write_atomic(path, to_json(self.preregistration))
+        return read_json(path).get("hash") == self.preregistration["hash"]
+
+    def save(self, name: str, content: bytes, **about) -> Path:
+        """Write `content` under the study and its sidecar; returns the path."""
+        path = self.path(name)
+        sidecar = {"file": name, "sha256": sha256(content), "source": self.params.source, "study": self.run,
+                   "stage": self.stage, "model_id": self.params.model.model_id, "parameters": self.parameters,
+                   "inputs": dict(sorted(self.inputs.items())), "versions": versions(), "git_commit": git_commit(), **about}
+        write_atomic(path, content)
+        write_atomic(meta_path(path), to_json(sidecar))
+        return path
+
+    def save_tensors(self, name: str, tensors: dict[str, np.ndarray], **about) -> Path:
+        """Finite tensors as safetensors; the sidecar states shapes and dtypes."""
+        for key, tensor in tensors.items():
+            if not np.isfinite(tensor).all():
+                raise BadInput(f"{name}: {key}: holds NaN or infinite values; nothing was saved")
+        arrays = {key: np.ascontiguousarray(tensor) for key, tensor in tensors.items()}
+        shapes = {key: [str(array.dtype), *array.shape] for key, array in arrays.items()}
+        return self.save(name, save_safetensors(arrays), shapes=shapes, **about)
+
+    def save_table(self, name: str, table: pd.DataFrame, **about) -> Path:
+        return self.save(name, table.to_csv(index=False, float_format="%.10g").encode(), rows=len(table), **about)
+
+    def save_json(self, name: str, content, **about) -> Path:
+        return self.save(name, to_json(content), **about)
+
+    def save_results(self, name: str, results, **more) -> Path:
+        """`metrics.json` of a stage: its result rows and whatever else the report reads.
+
+        A result computed under other thresholds than the preregistered ones carries the flag `CHANGED-THRESHOLDS`.
+        """
+        if not self.preregister():
+            results = [with_flags(result, "CHANGED-THRESHOLDS") for result in results]
+        return self.save_json(name, {"results": [result.row() for result in results],
+                                     "preregistration": self.preregistration["hash"], **more})
+
+    def read(self, name: str) -> bytes:
+        """The bytes of an artifact, checked against its sidecar and recorded as an input."""
+        content, about = read_checked(self.path(name))
+        if about["study"] != self.run:
+            raise BadInput(f"{self.run}/{name}: belongs to study {about['study']!r}; remove it and run {about['stage']} again")
+        self.inputs[f"{self.run}/{name}"] = about["sha256"]
+        return content
+
+    def load_tensors(self, name: str) -> dict[str, np.ndarray]:
+        content = self.read(name)
+        try:
+            return load_safetensors(content)
+        except SafetensorError as error:
+            raise BadInput(f"{self.run}/{name}: not a safetensors file ({error})") from None
+
+    def load_table(self, name: str) -> pd.DataFrame:
+        return pd.read_csv(io.BytesIO(self.read(name)), keep_default_na=False, na_values=[""])
+
+    def load_json(self, name: str):
+        return json.loads(self.read(name))
+
+
+def meta_path(path: Path) -> Path:
+    """The sidecar of an artifact."""
+    return path.with_name(path.name + ".meta.json")
+
+
+def read_checked(path: Path) -> tuple[bytes, dict]:
+    """An artifact's bytes and sidecar; a missing, changed or sidecar-less file is named."""
+    shown = f"{path.parent.parent.name}/{path.parent.name}/{path.name}"
+    if not path.exists():
+        raise BadInput(f"{shown}: missing; run the stage that makes it (`make run` makes all)")
+    about = read_json(meta_path(path)) if meta_path(path).exists() else None
+    if not isinstance(about, dict) or not {"sha256", "study", "stage"} <= about.keys():
+        raise BadInput(f"{shown}: has no sidecar, so its origin is unknown; run the stage that makes it")
+    content = path.read_bytes()
+    if sha256(content) != about["sha256"]:
+        raise BadInput(f"{shown}: differs from its sidecar (changed or damaged); run {about['stage']} again")
+    return content, about

@@ -1,0 +1,1 @@
+"""Texts: schema and import, generation, leakage audit, labels. No torch."""

@@ -1,0 +1,152 @@
+"""The Anthropic API as this project uses it: one message, a Message Batch, a token count.
+
+All use of the SDK is here. Its own retries are off: they carry no idempotency key, so they can bill twice without
+anybody knowing. Errors are sorted into what no retry mends (`BadInput`) and what is worth another try (`Unavailable`,
+which says whether the request is known not to have been billed). Bodies are handed on raw, so that they can be put on
+disk before they are parsed.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+
+import anthropic
+import httpx2
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+from tenacity import sleep as pause
+
+from lib.errors import BadInput
+
+TURNED_AWAY = (429, 529)  # refused at the door: not billed
+WORTH_A_RETRY = (408, 409, *TURNED_AWAY)
+NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """Seconds: for an answer, before the first and the longest retry, between looks at a batch. And tries a request."""
+
+    timeout_s: float = 120
+    first_wait_s: float = 1
+    max_wait_s: float = 60
+    poll_s: float = 20
+    tries: int = 8
+
+
+@dataclass(frozen=True)
+class Request:
+    """Parameters of one message. Its key is their hash: equal parameters are one request."""
+
+    params: dict
+
+    @cached_property
+    def key(self) -> str:
+        return hashlib.sha256(json.dumps(self.params, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:40]
+
+
+class Unavailable(Exception):
+    """No usable answer this time. `unpaid`: known not to have been billed; else nobody knows."""
+
+    def __init__(self, why: str, *, unpaid: bool = False, retry_after: float | None = None):
+        super().__init__(why)
+        self.unpaid, self.retry_after = unpaid, retry_after
+
+
+def api_key(*, needed: bool = True) -> str:
+    """The key, from the environment and nowhere else; empty where there is none and none is needed."""
+    key = os.environ.get("ANTHROPIC_API_KEY", "").strip()
+    if needed and not key:
+        raise BadInput("ANTHROPIC_API_KEY: not set; export it, or set generate to False to use the bundled texts")
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise BadInput("ANTHROPIC_API_KEY: holds characters that no key has; export it again")
+    return key
+
+
+def sorted_out(error: Exception) -> BadInput | Unavailable:
+    """What an SDK or transport error means."""
+    if isinstance(error, anthropic.APIStatusError):
+        status, why = error.status_code, f"HTTP {error.status_code} {error.type or ''}".strip()
+        if 400 <= status < 500 and status not in WORTH_A_RETRY:
+            return BadInput(f"Anthropic API: {why}: {error.api_message or 'no message'}")
+        return Unavailable(why, unpaid=status in TURNED_AWAY, retry_after=seconds(error.response.headers.get("retry-after")))
+    never_sent = isinstance(error, NEVER_SENT) or isinstance(error.__cause__, NEVER_SENT)
+    return Unavailable(type(error).__name__, unpaid=never_sent)
+
+
+def seconds(text: str | None) -> float | None:
+    try:
+        return max(0.0, float(text))
+    except (TypeError, ValueError):
+        return None
+
+
+class Api:
+    """The endpoints. `redact` strikes the key from every message, should an answer echo it."""
+
+    def __init__(self, *, pace: Pace, base_url: str | None, redact: Callable[[str], str]):
+        self.pace, self.base_url, self.redact = pace, base_url, redact
+
+    @cached_property
+    def client(self) -> anthropic.Anthropic:
+        return anthropic.Anthropic(api_key=api_key(), base_url=self.base_url, max_retries=0, timeout=self.pace.timeout_s)
+
+    def message(self, request: Request) -> str:
+        """The raw body of one paid reply."""
+        with self._errors():
+            return self.client.messages.with_raw_response.create(**request.params).text()
+
+    def count(self, request: Request) -> int:
+        """Input tokens of a request, by the API's own (free) count."""
+        params = {name: value for name, value in request.params.items() if name != "max_tokens"}
+        with self._errors():
+            return self.client.messages.count_tokens(**params).input_tokens
+
+    def create_batch(self, requests: list[Request]) -> str:
+        """The id of a new batch; each request's key is its custom id."""
+        with self._errors():
+            items = [{"custom_id": request.key, "params": request.params} for request in requests]
+            return self.client.messages.batches.create(requests=items).id
+
+    def results(self, batch: str) -> list[str]:
+        """The raw result lines of a batch, in no particular order; waits until it has ended."""
+        with self._errors():
+            while self.client.messages.batches.retrieve(batch).processing_status != "ended":
+                pause(self.pace.poll_s)
+            return self.client.messages.batches.with_raw_response.results(batch).text().splitlines()
+
+    def recent_batches(self, since: datetime) -> list[tuple[str, int]]:
+        """`(id, number of requests)` of the batches created since then, newest first."""
+        found = []
+        with self._errors():
+            for batch in self.client.messages.batches.list(limit=100):
+                if batch.created_at < since:
+                    break
+                found.append((batch.id, sum(batch.request_counts.to_dict().values())))
+        return found
+
+    def retry(self, call: Callable):
+        """`call()`, tried again while it raises `Unavailable`; anything else, the budget's refusal too, is terminal."""
+        backoff = wait_exponential_jitter(initial=self.pace.first_wait_s, max=self.pace.max_wait_s, jitter=self.pace.first_wait_s)
+
+        def wait(state) -> float:
+            asked = state.outcome.exception().retry_after
+            return backoff(state) if asked is None else min(asked, self.pace.max_wait_s)
+        return Retrying(retry=retry_if_exception_type(Unavailable), stop=stop_after_attempt(self.pace.tries), wait=wait,
+                        reraise=True)(call)
+
+    @contextmanager
+    def _errors(self):
+        """SDK errors, transport errors and bodies that are not the API's as ours, without the key and without a chain."""
+        try:
+            yield
+        except BadInput:
+            raise
+        except (anthropic.AnthropicError, httpx2.HTTPError, ValueError, TypeError, AttributeError) as error:
+            meaning = sorted_out(error)
+            meaning.args = tuple(self.redact(str(arg)) for arg in meaning.args)
+            raise meaning from None

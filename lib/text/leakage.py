@@ -1,0 +1,193 @@
+"""Leakage audit: do words alone give the labels away, within a register and across registers?
+
+The whole lexical family of methods.md §2 runs through the very folds and the very transfer that a probe runs through.
+A probe that scores .98 on texts which a bag of words sorts at .98 has shown nothing about the model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from lib.errors import BadInput
+from lib.params import Probes
+from lib.stats.auroc import jackknife_interval
+from lib.stats.contrasts import Areas, Design, areas, make_design, weakest
+from lib.stats.crossfit import LAMBDAS, out_of_fold
+from lib.stats.solver import logistic
+from lib.text.clusters import scenario_cosines
+from lib.text.features import Baseline, family
+
+EMPATHY = {"C/A": ("cognitive", "affective"), "C/I": ("cognitive", "instrumental"), "A/I": ("affective", "instrumental")}
+MIN_SCENARIOS = 10
+
+
+@dataclass(frozen=True)
+class LeakageReport:
+    """`table`: every baseline; `best`: the strongest per condition, pair and evaluation, "transfer" being the lesser
+    of the two directions; `ngrams`: heaviest n-grams; `clusters`: near-duplicate scenarios; `strata`: counts."""
+
+    table: pd.DataFrame
+    best: pd.DataFrame
+    ngrams: pd.DataFrame
+    clusters: pd.DataFrame
+    strata: pd.DataFrame
+    leaky: bool
+    reason: str
+
+
+def lexical_scores(texts: pd.DataFrame, design: Design, *, lambdas: Sequence[float] = LAMBDAS,
+                   token_ids: Sequence | None = None) -> tuple[list[str], np.ndarray]:
+    """Names and out-of-fold scores [baseline, repeat, training register, text, contrast] of the lexical family."""
+    baselines = family(texts["response"], token_ids=token_ids)
+    fitted = [b for b in baselines if b.model == "logistic"]
+    counted = [b for b in baselines if b.model == "naive bayes"]
+
+    def gram(train, rows):
+        return np.stack([b.gram(train, rows) for b in fitted])
+
+    scores = out_of_fold(gram, design, n_layers=len(fitted), lambdas=lambdas)
+    bayes = np.stack([naive_bayes_scores(b, design) for b in counted])
+    return [b.name for b in (*fitted, *counted)], np.concatenate([scores, bayes])
+
+
+def naive_bayes_scores(baseline: Baseline, design: Design) -> np.ndarray:
+    """Out-of-fold log-odds [repeat, training register, text, contrast] of naive Bayes with add-one smoothing."""
+    out = np.zeros((len(design.folds), len(design.registers), *design.Y.shape))
+    for repeat, fold in enumerate(design.folds):
+        for r in range(len(design.registers)):
+            for k in range(fold.max() + 1):
+                train = np.flatnonzero((design.register == r) & (fold != k))
+                weights = naive_bayes(baseline, train, design.Y[train])
+                test = fold == k
+                out[repeat, r, test] = weights(test)
+    return out
+
+
+def naive_bayes(baseline: Baseline, train: np.ndarray, Y: np.ndarray):
+    """A function from rows to log-odds [row, contrast]; rows are rescaled to counts of the mean text's size."""
+    X = baseline.matrix(train)
+    if baseline.scale != "binary":
+        X = X * (baseline.counts[train].sum() / max(X[train].sum(), 1e-12))
+    positive, negative = X[train].T @ (Y > 0), X[train].T @ (Y < 0)
+    if baseline.scale == "binary":
+        p, q = ((c + 1) / (n + 2) for c, n in ((positive, (Y > 0).sum(0)), (negative, (Y < 0).sum(0))))
+        weights, offset = np.log(p / (1 - p)) - np.log(q / (1 - q)), (np.log(1 - p) - np.log(1 - q)).sum(0)
+    else:
+        p, q = ((c + 1) / (c + 1).sum(0) for c in (positive, negative))
+        weights, offset = np.log(p) - np.log(q), 0
+    return lambda rows: X[rows] @ weights + offset
+
+
+def audit(texts: pd.DataFrame, *, thresholds: Probes, seed: int, n_repeats: int = 2,
+          token_ids: Sequence | None = None) -> LeakageReport:
+    """Leakage table of a dataset (columns as in the text table), every condition that has two labels or more.
+
+    A register with fewer than 10 scenarios in a condition is left out of that condition. `leaky` looks at the empathy
+    condition where there is one, else at all: best lexical transfer above `thresholds.leaky_transfer`, or, with one
+    register only, best lexical AUROC above `thresholds.leaky_within`.
+    """
+    texts = texts.reset_index(drop=True)
+    tables, bests, ngrams = [], [], []
+    for condition, rows in texts.groupby("condition", sort=False):
+        rows = rows[rows.groupby("register")["scenario_id"].transform("nunique") >= MIN_SCENARIOS]
+        pairs = label_pairs(rows["label"])
+        if not pairs:
+            continue
+        ids = None if token_ids is None else [token_ids[i] for i in rows.index]
+        design = make_design(rows["label"], rows["register"], rows["cluster"], seed=seed, n_repeats=n_repeats,
+                                      contrasts={k: ([a], [b]) for k, (a, b) in pairs.items()})
+        table, best = audit_design(rows, design, token_ids=ids)
+        tables.append(table.assign(condition=condition))
+        bests.append(best.assign(condition=condition))
+        ngrams.append(heavy_ngrams(rows, design).assign(condition=condition))
+    if not tables:
+        raise BadInput(f"texts: no condition has two labels over {MIN_SCENARIOS} scenarios or more")
+    best = _first(pd.concat(bests, ignore_index=True), "condition")
+    leaky, reason = is_leaky(best, thresholds)
+    return LeakageReport(_first(pd.concat(tables, ignore_index=True), "condition"), best,
+                         _first(pd.concat(ngrams, ignore_index=True), "condition"), near_duplicates(texts),
+                         strata(texts), leaky, reason)
+
+
+def _first(frame: pd.DataFrame, column: str) -> pd.DataFrame:
+    return frame[[column, *frame.columns.drop(column)]]
+
+
+def label_pairs(labels: pd.Series) -> dict[str, tuple[str, str]]:
+    """Name -> (positive, negative) label of every pair; the three empathy types have their usual letters."""
+    found = list(dict.fromkeys(labels))
+    if set(found) == {label for pair in EMPATHY.values() for label in pair}:
+        return EMPATHY
+    return {f"{a}/{b}": (a, b) for a, b in combinations(found, 2)}
+
+
+def audit_design(rows: pd.DataFrame, design: Design, *, token_ids: Sequence | None) -> tuple:
+    """Table of all baselines and table of the best, for one condition."""
+    names, scores = lexical_scores(rows, design, token_ids=token_ids)
+    found = {design.name(d): areas(scores, design, d) for d in design.evaluations}
+    n = {design.name(d): [len(design.rows(d[1], c)) for c in range(len(design.contrasts))] for d in design.evaluations}
+    if len(design.registers) > 1:
+        across = [design.name(d) for d in design.directions]
+        found["transfer"] = weakest([found[name] for name in across])
+        n["transfer"] = np.min([n[name] for name in across], axis=0)
+    table = pd.concat([tidy(each, names, design, n[name]).assign(evaluation=name) for name, each in found.items()])
+    table = table[["pair", "evaluation", "baseline", "auroc", "ci_low", "ci_high", "n"]].reset_index(drop=True)
+    best = table.loc[table.groupby(["evaluation", "pair"], sort=False)["auroc"].idxmax()].reset_index(drop=True)
+    return table[table["evaluation"] != "transfer"].reset_index(drop=True), best
+
+
+def tidy(found: Areas, names: Sequence[str], design: Design, n: Sequence[int]) -> pd.DataFrame:
+    """Long table (baseline, pair, auroc, ci_low, ci_high, n) of `found`."""
+    low, high = jackknife_interval(found.value, found.deleted)
+    index = pd.MultiIndex.from_product([names, design.contrasts], names=["baseline", "pair"])
+    columns = {"auroc": found.value, "ci_low": np.clip(low, 0, 1), "ci_high": np.clip(high, 0, 1)}
+    table = pd.DataFrame({k: v.ravel() for k, v in columns.items()}, index=index).reset_index()
+    return table.assign(n=np.tile(n, len(names)))
+
+
+def is_leaky(best: pd.DataFrame, thresholds: Probes) -> tuple[bool, str]:
+    """The LEAKY rule on the table of best baselines, and the sentence that says why."""
+    if (best["condition"] == "empathy").any():
+        best = best[best["condition"] == "empathy"]
+    across = best[best["evaluation"] == "transfer"]
+    rows, limit = (across, thresholds.leaky_transfer) if len(across) else (best, thresholds.leaky_within)
+    what = "transfers across registers" if len(across) else "reaches, in the only register,"
+    top = rows.loc[rows["auroc"].idxmax()]
+    leaky = bool(top["auroc"] > limit)
+    return leaky, (f"best lexical baseline ({top['baseline']}) on {top['pair']} {what} {top['auroc']:.2f}, "
+                   f"{'above' if leaky else 'not above'} {limit:.2f}")
+
+
+def heavy_ngrams(rows: pd.DataFrame, design: Design, *, top: int = 10) -> pd.DataFrame:
+    """The n-grams with the largest weights on either side (TF-IDF logistic on all texts of a register)."""
+    baseline = next(b for b in family(rows["response"]) if b.name == "TF-IDF 1-2-grams")
+    found = []
+    for r, register in enumerate(design.registers):
+        train = np.flatnonzero(design.register == r)
+        fit = logistic(baseline.gram(train, train), design.Y[train], 1.0)
+        weights, names = baseline.matrix(train)[train].T @ fit.alpha, baseline.columns(train)
+        for c, pair in enumerate(design.contrasts):
+            order = np.argsort(weights[:, c])
+            for side, chosen in (("first", order[::-1][:top]), ("second", order[:top])):
+                found += [(pair, register, side, names[i], weights[i, c]) for i in chosen]
+    return pd.DataFrame(found, columns=["pair", "register", "side", "ngram", "weight"])
+
+
+def near_duplicates(texts: pd.DataFrame) -> pd.DataFrame:
+    """Clusters that hold more than one scenario, with the largest cosine inside."""
+    each = texts.drop_duplicates("scenario_id")[["scenario_id", "cluster", "scenario"]].reset_index(drop=True)
+    cosines = scenario_cosines(list(each["scenario"])) - np.eye(len(each))
+    found = [(c, len(g), "; ".join(map(str, g["scenario_id"])), cosines[np.ix_(g.index, g.index)].max())
+             for c, g in each.groupby("cluster") if len(g) > 1]
+    return pd.DataFrame(found, columns=["cluster", "n_scenarios", "scenario_ids", "max_cosine"])
+
+
+def strata(texts: pd.DataFrame) -> pd.DataFrame:
+    """Scenarios, clusters and texts per condition, register, context and domain."""
+    by = [c for c in ("condition", "register", "context", "domain") if c in texts]
+    return (texts.groupby(by, sort=False, dropna=False)
+            .agg(n_scenarios=("scenario_id", "nunique"), n_clusters=("cluster", "nunique"), n_texts=("response", "size"))
+            .reset_index())

@@ -1,0 +1,89 @@
+"""Bandwidth by known answers: effective dimension, steering range, verdict."""
+
+import numpy as np
+import pytest
+
+from lib.errors import BadInput
+from lib.params import load_params
+from lib.stats.bandwidth import Range, bandwidth, coherent, effective_dimension, moments, one_sided_range, repeated_4grams, steering_range
+
+THRESHOLDS = load_params("tiny").thresholds.bandwidth
+
+
+def sample(spectrum, n, rng):
+    return rng.standard_normal((n, len(spectrum))) * np.sqrt(spectrum) + 3.0
+
+
+@pytest.mark.parametrize(("decay", "d"), [(0.7, 576), (0.25, 576)])
+def test_participation_ratio_is_unbiased_at_n_90(decay, d):
+    spectrum = np.arange(1, d + 1.0) ** -decay
+    truth = spectrum.sum() ** 2 / np.square(spectrum).sum()
+    rng = np.random.default_rng(0)
+    found = [effective_dimension(sample(spectrum, 90, rng)).pr for _ in range(40)]
+    assert np.mean(found) == pytest.approx(truth, rel=0.10)
+
+
+def test_the_naive_ratio_would_be_far_off():
+    """Without the unbiased moments the same data give a ratio bounded by n: the test above can fail."""
+    rng = np.random.default_rng(0)
+    y = sample(np.ones(576), 90, rng)
+    values = np.linalg.eigvalsh(np.cov(y.T))
+    assert values.sum() ** 2 / np.square(values).sum() < 90 and effective_dimension(y).pr > 400
+
+
+def test_deleted_moments_equal_those_of_the_smaller_matrix():
+    y = np.random.default_rng(0).standard_normal((12, 30))
+    t1, t2 = moments(y @ y.T)
+    for i in range(12):
+        less = np.delete(y, i, 0)
+        assert (t1[1 + i], t2[1 + i]) == pytest.approx([m[0] for m in moments(less @ less.T)])
+
+
+def test_interval_covers_and_rank90_is_bounded():
+    spectrum = np.arange(1, 577.0) ** -0.7
+    truth = spectrum.sum() ** 2 / np.square(spectrum).sum()
+    rng = np.random.default_rng(1)
+    found = [effective_dimension(sample(spectrum, 50, rng)) for _ in range(60)]
+    assert np.mean([low <= truth <= high for low, high in (one.interval for one in found)]) >= 0.88
+    assert max(one.rank90 for one in found) <= 49
+
+
+@pytest.mark.parametrize("y", [np.ones((20, 5)), np.full((20, 5), np.nan), np.random.default_rng(0).standard_normal((5, 3))])
+def test_no_number_from_nothing(y):
+    with pytest.raises(BadInput):
+        effective_dimension(y)
+
+
+def test_range_is_found_within_002():
+    coeffs = np.linspace(-0.6, 0.6, 25)
+    rng = np.random.default_rng(0)
+    reach = rng.uniform(0.2, 0.5, 400)  # P(coherent at c) = 1 − (c − .2) / .3, so .8 is left at .26
+    found = steering_range(coeffs, np.abs(coeffs)[:, None] <= reach[None], 0.8)
+    assert found.positive == pytest.approx(0.26, abs=0.02) and found.negative == pytest.approx(0.26, abs=0.02) and not found.censored
+
+
+def test_range_at_the_grids_end_is_censored_and_none_is_zero():
+    coeffs = np.array([0.0, 0.3, 0.6])
+    assert one_sided_range(coeffs, np.ones(3), 0.8) == (0.6, True)
+    assert one_sided_range(coeffs, np.zeros(3), 0.8) == (0.0, False)
+
+
+def test_repetition_is_incoherent():
+    assert repeated_4grams("the same four words " * 6) > 0.7 and repeated_4grams("every word here differs from all others") == 0
+    assert not coherent(np.array([1.0]), np.array([0.7]), (0.0, 2.0), 0.1)[0]
+
+
+def verdict(range_e=0.4, range_f=0.4, decay_e=0.7, decay_f=0.7, *, censored=False, n=600):
+    rng = np.random.default_rng(0)
+    dims = [effective_dimension(sample(np.arange(1, 201.0) ** -decay, n, rng)) for decay in (decay_e, decay_f)]
+    ranges = [Range(reach, reach, censored, 0.02) for reach in (range_e, range_f)]
+    return bandwidth((dims[0], ranges[0]), (dims[1], ranges[1]), thresholds=THRESHOLDS, model_id="m", layer=1, seed=0)
+
+
+def test_planted_difference_passes_none_does_not():
+    assert verdict(range_e=0.9).verdict == "PASS"
+    assert verdict(decay_e=0.3).verdict == "PASS"
+    assert verdict().verdict == "FAIL" and verdict(n=30).verdict == "INCONCLUSIVE"
+    assert verdict(range_e=0.0).verdict == "INCONCLUSIVE"
+    unknown = verdict(range_e=0.9, censored=True)
+    assert unknown.verdict == "INCONCLUSIVE" and "CENSORED" in unknown.flags

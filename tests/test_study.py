@@ -1,0 +1,130 @@
+"""The whole study end to end, by the command a user types: resume after kills, repeatability, foreign texts, no torch."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lib.stages import STAGES
+from tests.conftest import ROOT, run
+from tests.test_local import BLOCK
+
+pytestmark = pytest.mark.study
+LOCAL = ("01_generate", "02_filter", "05_probe", "06_converge", "07_specificity", "10_report")
+
+
+def metrics(folder: Path) -> dict:
+    """Every `metrics.json` of a run, by stage folder."""
+    return {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("*/metrics.json"))}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Outputs of an undisturbed run of the tiny study."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = run("--study", "tiny", EMPATHY_OUTPUTS=str(folder))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "criterion" in done.stdout and "report" in done.stdout
+    return folder
+
+
+@pytest.fixture
+def outputs_copy(finished, tmp_path):
+    return Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+def test_everything_is_there(finished):
+    root = finished / "tiny"
+    for stage in STAGES:
+        assert (root / f"{stage}.ipynb").exists() and (root / f"{stage}.stage.json").exists()
+    assert (root / "preregistration.json").exists() and (finished / "report.html").exists()
+    assert not list(root.glob("*.failed.ipynb")) and not list(root.glob(".*running*"))
+    found = {row["criterion"] for content in metrics(root).values() for row in content.get("results", [])}
+    assert found == {"separation", "probes", "clusters", "convergence", "specificity", "causality", "bandwidth"}
+
+
+def test_random_weights_never_pass(finished):
+    """A tiny network that has learned nothing gets no calibrated PASS in what rests on activations."""
+    rows = [row for content in metrics(finished / "tiny").values() for row in content.get("results", [])]
+    assert not [row for row in rows if row["verdict"] == "PASS" and row["criterion"] in ("probes", "clusters", "convergence", "causality")]
+
+
+def test_a_second_run_does_nothing_and_says_so(outputs_copy):
+    before = {p: p.stat().st_mtime_ns for p in outputs_copy.rglob("*") if p.is_file() and p.name != ".lock"}
+    done = run("--study", "tiny", EMPATHY_OUTPUTS=str(outputs_copy))
+    assert done.returncode == 0 and "nothing was run" in done.stdout
+    assert before == {p: p.stat().st_mtime_ns for p in outputs_copy.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+def test_a_damaged_artifact_is_made_again(outputs_copy, finished):
+    path = outputs_copy / "tiny/specificity/metrics.json"
+    path.write_bytes(path.read_bytes().replace(b"0", b"1", 1))
+    done = run("07_specificity", "--study", "tiny", EMPATHY_OUTPUTS=str(outputs_copy))
+    assert done.returncode == 0 and metrics(outputs_copy / "tiny") == metrics(finished / "tiny")
+
+
+def close(a, b) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(close(a[k], b[k]) for k in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(close, a, b))
+    return a == pytest.approx(b, abs=1e-6) if isinstance(a, float) and isinstance(b, float) else a == b
+
+
+def test_killed_anywhere_it_ends_with_the_same_metrics(finished, tmp_path):
+    """SIGKILL to the runner and its kernel at moments spread over the run; then one run to the end."""
+    environment = {**os.environ, "EMPATHY_OUTPUTS": str(tmp_path)}
+    for seconds in (4, 9, 15, 22, 30):
+        runner = subprocess.Popen([sys.executable, "-m", "lib.run", "--study", "tiny"], cwd=ROOT, env=environment, start_new_session=True,
+                                  stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(seconds)
+        os.killpg(runner.pid, signal.SIGKILL)
+        runner.wait()
+    done = run("--study", "tiny", EMPATHY_OUTPUTS=str(tmp_path))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert close(metrics(tmp_path / "tiny"), metrics(finished / "tiny"))
+
+
+def test_a_failing_stage_is_kept_aside(outputs_copy):
+    done = run("08_causality", "--study", "tiny", "--set", "08_causality.n_scenarios=0", EMPATHY_OUTPUTS=str(outputs_copy))
+    assert done.returncode in (1, 2) and done.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert (outputs_copy / "tiny/08_causality.failed.ipynb").exists()
+
+
+def test_two_runs_of_one_study_at_once(outputs_copy):
+    from filelock import FileLock
+    with FileLock(outputs_copy / "tiny/.lock"):
+        done = run("--study", "tiny", "--force", EMPATHY_OUTPUTS=str(outputs_copy))
+    assert done.returncode == 2 and "another run" in done.stderr
+
+
+def test_local_stages_run_without_torch(outputs_copy, finished, tmp_path):
+    """From outputs made elsewhere, with torch blocked in the runner and in every kernel."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(BLOCK)
+    for stage in LOCAL:
+        (outputs_copy / "tiny" / f"{stage}.stage.json").unlink()
+    for stage in LOCAL:
+        done = run(stage, "--study", "tiny", EMPATHY_OUTPUTS=str(outputs_copy), PYTHONPATH=str(tmp_path / "site"))
+        assert done.returncode == 0, f"{stage}: {done.stderr[-800:]}"
+    assert close(metrics(outputs_copy / "tiny"), metrics(finished / "tiny"))
+
+
+def test_other_peoples_texts(seed_schema, tmp_path):
+    """The whole study on three files in the seed schema; one register, so nothing passes on words it was trained on."""
+    done = run("--dataset", str(seed_schema), "--study", "tiny", "--set", "01_generate.audit=true", EMPATHY_OUTPUTS=str(tmp_path))
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [row for content in metrics(tmp_path / "tiny--their-texts").values() for row in content.get("results", [])]
+    probes = [row for row in rows if row["criterion"] == "probes"]
+    assert probes and all(row["verdict"] != "PASS" and "ONE-REGISTER" in row["flags"] for row in probes)
+
+
+def test_a_missing_key_is_one_line(outputs):
+    done = run("01_generate", "--study", "tiny", "--set", "01_generate.generate=true", ANTHROPIC_API_KEY="")
+    assert done.returncode == 2 and "ANTHROPIC_API_KEY" in done.stderr.strip().splitlines()[-1]
