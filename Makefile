@@ -30,7 +30,7 @@ $(STAGES): $(VENV)/.installed  ## one stage and what it reads: make 05_probe STU
 	@$(PY) -m lib.run $@ --study $(STUDY)
 
 test: $(VENV)/.installed browser  ## the whole test suite
-	@$(PY) -m ruff check . && $(PY) -m pytest
+	@$(PY) -m ruff check . && OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
 lab: $(VENV)/.installed  ## JupyterLab on this machine, with the project's kernel
 	@$(VENV)/bin/jupyter lab --ip=127.0.0.1 notebooks

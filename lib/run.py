@@ -4,6 +4,7 @@ A stage is a notebook, run by Papermill into a temporary name and renamed when i
 its fingerprint (parameters, thresholds, inputs, code) differs from that of its last good run.
 """
 
+import ast
 import os
 import re
 import sys
@@ -38,7 +39,7 @@ def outputs_root() -> Path:
 
 def stage_parameters(stage: str, run: str, params: Params, changes: dict, dataset: Path | None) -> dict:
     """What Papermill puts into the notebook: the notebook's defaults, the study's changes, the command line's."""
-    known = {name: yaml.safe_load(info["default"].replace("None", "null")) for name, info in defaults(stage).items()}
+    known = {name: ast.literal_eval(info["default"]) for name, info in defaults(stage).items()}
     own = {"study": run, **params.stages.get(stage, {}), **changes.get(stage, {})}
     if stage == "01_generate" and (dataset or params.dataset != "bundled"):
         own["dataset"] = str(dataset or ROOT / params.dataset)
@@ -82,7 +83,12 @@ def plan(names: list[str], stages: list[str], *, quick: bool) -> list[tuple[str,
 def execute(stage: str, root: Path, parameters: dict) -> None:
     """Run one notebook into a scratch name; keep a failed one aside under a name that nothing reads."""
     scratch, failed = root / f".{stage}.running.ipynb", root / f"{stage}.failed.ipynb"
-    os.environ |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    kernel = {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    if not STAGES[stage].model:
+        # Small matrices: on a busy machine, BLAS threads that wait for one another cost far more than they bring.
+        kernel |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    before = dict(os.environ)
+    os.environ |= kernel
     try:
         papermill.execute_notebook(NOTEBOOKS / f"{stage}.ipynb", scratch, parameters, kernel_name="python3", cwd=ROOT,
                                    progress_bar={"desc": stage, "unit": "cell", "leave": False}, request_save_on_cell_execute=False)
@@ -90,6 +96,9 @@ def execute(stage: str, root: Path, parameters: dict) -> None:
         if scratch.exists():
             scratch.replace(failed)
         raise
+    finally:
+        os.environ.clear()
+        os.environ |= before
     write_atomic(root / f"{stage}.ipynb", scratch.read_bytes())
     scratch.unlink()
     failed.unlink(missing_ok=True)

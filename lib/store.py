@@ -194,6 +194,10 @@ class Study:
     def load_table(self, name: str) -> pd.DataFrame:
         return pd.read_csv(io.BytesIO(self.read(name)), keep_default_na=False, na_values=[""])
 
+    def load_texts(self, name: str = "dataset/filtered/texts.csv") -> pd.DataFrame:
+        """The text table; an unknown context or domain is an empty string."""
+        return self.load_table(name).fillna("")
+
     def load_json(self, name: str):
         return json.loads(self.read(name))
 

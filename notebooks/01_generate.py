@@ -14,7 +14,8 @@
 # model is loaded, the texts are put to a family of purely lexical classifiers: within a register, and across the two
 # registers `plain` and `counter`, where the same types are worded with one another's vocabulary.
 #
-# **Reads** the bundled dataset (or a folder of JSON files). **Writes** `dataset/raw`. **Cost**: half a minute, local.
+# **Reads** the bundled dataset (or a folder of JSON files, or texts written for you through the Anthropic API).
+# **Writes** `dataset/raw`. **Cost**: half a minute, local; generating costs what `max_usd` allows, and minutes to hours.
 
 # %%
 from IPython.display import display
@@ -22,6 +23,7 @@ from IPython.display import display
 from lib.report.figures import leakage_figure
 from lib.store import Study
 from lib.text import dataset as texts_of
+from lib.text import generation
 from lib.text.leakage import audit as audit_leakage
 
 # %% tags=["parameters"]
@@ -30,19 +32,29 @@ dataset: str = "bundled"  # folder of JSON files, or the bundled texts
 n_scenarios: int = 0  # keep this many scenarios of each condition; 0 keeps all
 audit: bool = True  # run the leakage audit
 n_repeats: int = 2  # repeats of the grouped 5-fold cross-validation
-seed: int = 0  # seed of the folds
+seed: int = 0  # seed of the folds, and of the plan of generated scenarios
+generate: bool = False  # have new texts written; needs ANTHROPIC_API_KEY in the environment
+n_triplets: int = 90  # triplets to generate, with their controls
+model: str = "claude-sonnet-4-6"  # writes the texts
+judge_model: str = "claude-haiku-4-5"  # judges each response blind
+prices: list = [3.0, 15.0, 1.0, 5.0]  # USD per million input and output tokens: of the model, then of the judge
+max_usd: float = 5.0  # limit of spending, over all runs of this study together
+batches: bool = True  # half price, within a day; False asks one by one
 
 # %%
-home = Study(study, "01_generate", dataset=dataset if dataset == "bundled" else "folder", n_scenarios=n_scenarios, n_repeats=n_repeats, seed=seed)
+home = Study(study, "01_generate", dataset=dataset if dataset == "bundled" else "folder", n_scenarios=n_scenarios, n_repeats=n_repeats, seed=seed,
+             written_by=model if generate else "")
 folder = texts_of.BUNDLED if dataset == "bundled" else texts_of.Path(dataset)
-print("texts from:", folder.name)
+print("texts written by:" if generate else "generate is off, so no key is needed; texts from:", model if generate else folder.name)
 
 # %% [markdown]
 # ## The texts
 # One row a response. Valence-stripped items are tied to their triplet; both registers share the scenario.
 
 # %%
-items = texts_of.read_folder(folder)
+price = {model: tuple(prices[:2]), judge_model: tuple(prices[2:])}
+items = generation.generate(home.root, n_triplets=n_triplets, controls=True, model=model, judge_model=judge_model, prices=price,
+                            max_usd=max_usd, batches=batches, seed=seed) if generate else texts_of.read_folder(folder)
 texts = texts_of.texts_table(items, cluster_cosine=home.params.thresholds.cluster_cosine)
 texts = texts_of.subset(texts, n_scenarios)
 display(texts.groupby(["condition", "register"]).agg(scenarios=("scenario_id", "nunique"), responses=("text_id", "size")))

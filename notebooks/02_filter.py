@@ -29,7 +29,7 @@ journals: str = ""  # folder of label journals; empty: the project's labels/
 
 # %%
 home = Study(study, "02_filter")
-raw = home.load_table("dataset/raw/texts.csv")
+raw = home.load_texts("dataset/raw/texts.csv")
 display(raw.head(3))
 
 # %% [markdown]

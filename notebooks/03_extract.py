@@ -31,7 +31,7 @@ seed: int = 0  # seed of the texts drawn for the check
 
 # %%
 home = Study(study, "03_extract", sentence_encoder=sentence_encoder, tolerance=tolerance, seed=seed)
-texts = home.load_table("dataset/filtered/texts.csv")
+texts = home.load_texts()
 print(len(texts), "texts of", home.params.model.model_id)
 
 # %% [markdown]

@@ -34,7 +34,7 @@ seed: int = 0  # seed of folds, permutations and null data
 
 # %%
 home = Study(study, "05_probe", n_permutations=n_permutations, n_repeats=n_repeats, lambdas=lambdas, seed=seed)
-texts = home.load_table("dataset/filtered/texts.csv")
+texts = home.load_texts()
 resid = home.load_tensors("activations/resid_post.safetensors")["resid_post"]
 layer, model_id, thresholds = home.params.layer, home.params.model.model_id, home.params.thresholds
 print(resid.shape, "layer, text, d_model; preregistered layer", layer)

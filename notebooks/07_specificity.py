@@ -30,7 +30,7 @@ seed: int = 0  # seed of permutations and null data
 
 # %%
 home = Study(study, "07_specificity", n_permutations=n_permutations, seed=seed)
-texts = home.load_table("dataset/filtered/texts.csv")
+texts = home.load_texts()
 layer = home.params.layer
 resid = home.load_tensors("activations/resid_post.safetensors")["resid_post"][layer]
 print(resid.shape, "text, d_model at layer", layer)

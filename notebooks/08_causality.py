@@ -35,7 +35,7 @@ seed: int = 0  # seed of halves, scenarios and random directions
 
 # %%
 home = Study(study, "08_causality", n_scenarios=n_scenarios, n_random=n_random, seed=seed)
-texts = home.load_table("dataset/filtered/texts.csv")
+texts = home.load_texts()
 layer = home.params.layer
 resid = home.load_tensors("activations/resid_post.safetensors")["resid_post"][layer]
 print(resid.shape, "text, d_model at layer", layer)

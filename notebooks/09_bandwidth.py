@@ -36,7 +36,7 @@ seed: int = 0  # seed of the matched subset
 
 # %%
 home = Study(study, "09_bandwidth", n_prompts=n_prompts, n_calibration=n_calibration, coeffs=coeffs, max_new_tokens=max_new_tokens, seed=seed)
-texts = home.load_table("dataset/filtered/texts.csv")
+texts = home.load_texts()
 layer, thresholds = home.params.layer, home.params.thresholds.bandwidth
 resid = home.load_tensors("activations/resid_post.safetensors")["resid_post"][layer]
 print(resid.shape, "text, d_model at layer", layer)
@@ -56,14 +56,21 @@ neutral = mean_by_scenario(plain[plain.condition == "valence_stripped"])
 shared = empathic.index.intersection(neutral.index)
 effect = {"empathy": (empathic.loc[shared] - neutral.loc[shared]).to_numpy()}
 effect["formality"] = (mean_by_scenario(plain[plain.label == "formal"]) - mean_by_scenario(plain[plain.label == "casual"])).to_numpy()
+effect = {name: rows for name, rows in effect.items() if len(rows)}
+print({name: len(rows) for name, rows in effect.items()})
 
 # %%
-n = min(map(len, effect.values()))
+def dimension_of(rows):
+    try:
+        return bw.effective_dimension(rows), ""
+    except BadInput as error:
+        return None, str(error)
+
+n = min(map(len, effect.values()), default=0)
 pick = np.random.default_rng(seed)
-matched = {name: rows[np.sort(pick.choice(len(rows), n, replace=False))] for name, rows in effect.items()}
-dimension = {name: bw.effective_dimension(rows) for name, rows in matched.items()}
-for name, value in dimension.items():
-    print(name, value)
+dimension = {name: dimension_of(rows[np.sort(pick.choice(len(rows), n, replace=False))]) for name, rows in effect.items()}
+for name, (value, problem) in dimension.items():
+    print(name, value or problem)
 
 # %% [markdown]
 # The five contexts, each with the scenarios it has.
@@ -71,13 +78,11 @@ for name, value in dimension.items():
 # %%
 context_of = plain.drop_duplicates("scenario_id").set_index("scenario_id").context
 rows = []
-for context, ids in pd.Series(shared, index=context_of.loc[shared].fillna("unknown")).groupby(level=0):
-    try:
-        found = bw.effective_dimension((empathic.loc[ids] - neutral.loc[ids]).to_numpy())
-        rows.append({"context": context, "n": found.n, "pr": found.pr, "ci_low": found.interval[0], "ci_high": found.interval[1], "rank90": found.rank90, "note": ""})
-    except BadInput as error:
-        rows.append({"context": context, "n": len(ids), "note": str(error)})
-contexts = pd.DataFrame(rows)
+for context, ids in pd.Series(shared, index=context_of.loc[shared].replace("", "unknown")).groupby(level=0):
+    found, problem = dimension_of((empathic.loc[ids] - neutral.loc[ids]).to_numpy())
+    low, high = found.interval if found else (None, None)
+    rows.append({"context": context, "n": len(ids), "pr": found and found.pr, "ci_low": low, "ci_high": high, "rank90": found and found.rank90, "note": problem})
+contexts = pd.DataFrame(rows, columns=["context", "n", "pr", "ci_low", "ci_high", "rank90", "note"])
 display(contexts.round(2))
 
 # %% [markdown]
@@ -95,7 +100,8 @@ def prompts_of(count):
 direction = {name: interventions.unit(rows.mean(0), name) for name, rows in effect.items()}
 
 # %%
-replies, log_ppl = interventions.generate_steered(model, tokenizer, prompts_of(n_calibration), direction["empathy"], [0.0], layer, max_new_tokens=max_new_tokens)
+unused = np.ones(resid.shape[1])
+replies, log_ppl = interventions.generate_steered(model, tokenizer, prompts_of(n_calibration), unused, [0.0], layer, max_new_tokens=max_new_tokens)
 band = tuple(np.quantile(log_ppl[0], [0.025, 0.975]))
 repeat_max = float(np.quantile([bw.repeated_4grams(reply) for reply in replies[0]], 0.975))
 print(f"unsteered log-perplexity band [{band[0]:.2f}, {band[1]:.2f}], repeated 4-grams up to {repeat_max:.2f}")
@@ -112,22 +118,23 @@ for name, (steered, ppl) in sweep.items():
     print(name, ranges[name])
 
 # %%
-doses = pd.DataFrame(doses)
+doses = pd.DataFrame(doses, columns=["direction", "coeff", "coherent", "log_ppl", "repeated_4grams"])
 figures.dose_figure(doses, band, thresholds.coherent_share).show()
 
 # %% [markdown]
 # What a dose does, in words: the first prompt at the ends and the middle of the grid.
 
 # %%
-for at in (0, len(coeffs) // 2, len(coeffs) - 1):
-    print(f"coeff {coeffs[at]:+.2f}: {sweep['empathy'][0][at][0]!r}")
+for name, (steered, _) in sweep.items():
+    for at in (0, len(coeffs) // 2, len(coeffs) - 1):
+        print(f"{name} {coeffs[at]:+.2f}: {steered[at][0]!r}")
 
 # %% [markdown]
 # ## Verdict
 
 # %%
-result = bw.bandwidth((dimension["empathy"], ranges["empathy"]), (dimension["formality"], ranges["formality"]),
-                      thresholds=thresholds, model_id=home.params.model.model_id, layer=layer, seed=seed)
+pair = [(dimension.get(name, (None,))[0], ranges.get(name)) for name in ("empathy", "formality")]
+result = bw.bandwidth(*pair, thresholds=thresholds, model_id=home.params.model.model_id, layer=layer, seed=seed)
 print(result)
 
 # %% [markdown]

@@ -18,10 +18,12 @@ def results(*pairs, criterion="separation"):
 
 def test_known_numbers():
     found = majority(results((PASS, 0.001), (PASS, 0.01), (FAIL, 0.9)), n_models=3, alpha=0.05)
-    assert found == {"criterion": "separation", "r": 2, "n_models": 3, "n_pass": 2, "p_pc": pytest.approx(0.02), "verdict": PASS}
+    assert found == {"criterion": "separation", "r": 2, "n_models": 3, "n_pass": 2,
+                     "p_pc": pytest.approx(0.02), "verdict": PASS}
     assert majority(results((PASS, 0.03)), n_models=1, alpha=0.05)["p_pc"] == pytest.approx(0.03)
     # of four, three must hold: (4 - 3 + 1) times the third smallest
-    assert majority(results(*[(PASS, p) for p in (0.001, 0.002, 0.004, 0.5)]), n_models=4, alpha=0.05)["p_pc"] == pytest.approx(0.008)
+    four = results(*[(PASS, p) for p in (0.001, 0.002, 0.004, 0.5)])
+    assert majority(four, n_models=4, alpha=0.05)["p_pc"] == pytest.approx(0.008)
 
 
 def test_a_small_p_does_not_replace_a_pass():

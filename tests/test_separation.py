@@ -22,7 +22,8 @@ N = 90
 
 
 def run(X, texts, n_permutations=500, **more):
-    return separation(X, texts, thresholds=THRESHOLDS, model_id="planted", layer=3, seed=0, n_permutations=n_permutations, **more)
+    return separation(X, texts, thresholds=THRESHOLDS, model_id="planted", layer=3, seed=0,
+                      n_permutations=n_permutations, **more)
 
 
 def planted(rho=0.0, *, reliability=0.9, d=60, decay=0.5, seed=0, n=N, counter=None):
@@ -63,8 +64,8 @@ def test_logistic_weights_equal_scikit_learn():
     rows, label = values.reshape(-1, 12), np.tile(np.arange(3), 30)
     rows = (rows - rows.mean(0)) / np.sqrt((rows - rows.mean(0)).var(0).mean())
     with_intercept = np.hstack([rows, np.ones((90, 1))])
-    weights = [LogisticRegression(C=1, fit_intercept=False, tol=1e-10, max_iter=5000).fit(with_intercept, label == k).coef_[0, :-1]
-               for k in (0, 1)]
+    model = LogisticRegression(C=1, fit_intercept=False, tol=1e-10, max_iter=5000)
+    weights = [model.fit(with_intercept, label == k).coef_[0, :-1].copy() for k in (0, 1)]
     assert logistic_cosine(values) == pytest.approx(plain_cosine(*weights), abs=1e-6)
 
 
@@ -73,7 +74,7 @@ def test_logistic_weights_run_backwards():
     rng, spread = np.random.default_rng(2), simulate.power_law(60)
     found = []
     for rho in (0.0, 0.5, 0.9):
-        offsets = simulate.two_factor(rho, reliability=0.95, n_scenarios=N, spread=spread, rng=rng)
+        offsets = simulate.two_factor(rho, reliability=0.99, n_scenarios=N, spread=spread, rng=rng)
         found.append(np.mean([logistic_cosine(simulate.draw(N, offsets, spread=spread, rng=rng)) for _ in range(5)]))
     assert found[0] > found[1] + 0.05 > found[2] + 0.1
 
@@ -178,6 +179,23 @@ def test_a_shared_nuisance_is_seen_through_by_the_whitened_metric():
     assert decide(table, [], THRESHOLDS)[0] == FAIL  # the primary metric decides
 
 
+GOOD = dict(kappa=0.2, ci_low=0.1, ci_high=0.3, reliability_C=0.9, reliability_A=0.9, swap_p=0.001)
+
+
+@pytest.mark.parametrize(("metric", "change", "flags", "verdict"), [
+    ("euclidean", {}, [], PASS), ("euclidean", {}, ["GENERIC", "ONE-REGISTER"], PASS),
+    ("euclidean", {}, ["LEXICAL"], INCONCLUSIVE), ("euclidean", {"ci_high": 0.51}, [], INCONCLUSIVE),
+    ("whitened", {"ci_high": 0.51}, [], INCONCLUSIVE), ("whitened", {"ci_high": np.nan}, [], INCONCLUSIVE),
+    ("euclidean", {"swap_p": 0.025}, [], INCONCLUSIVE), ("euclidean", {"reliability_A": 0.49}, [], INCONCLUSIVE),
+    ("euclidean", {"reliability_C": np.nan}, [], INCONCLUSIVE), ("euclidean", {"ci_low": 0.51}, ["LEXICAL"], FAIL),
+    ("whitened", {"ci_low": 0.51, "ci_high": 0.9}, [], INCONCLUSIVE),
+])
+def test_each_rule_of_the_verdict_decides_alone(metric, change, flags, verdict):
+    table = pd.DataFrame({"euclidean": GOOD, "whitened": GOOD}).T
+    table.loc[metric, list(change)] = list(change.values())
+    assert decide(table, flags, THRESHOLDS)[0] == verdict
+
+
 # Registers
 
 def counter_of(kind):
@@ -234,18 +252,48 @@ def test_near_identical_directions_fail_though_the_literal_form_passes():
     assert report.result.ci_low > 0.5
 
 
-@pytest.mark.parametrize("null", ["N0", "N1"])
-def test_the_literal_form_passes_on_both_nulls_and_the_calibrated_one_on_neither(null):
-    """N1 in its own right: each register has its own unrelated offsets, as two sets of words would."""
-    verdicts, literal = [], []
-    for k in range(12):
+def null_results(null, *, repeats, registers=("plain", "counter")):
+    """Rows of `repeats` studies of a null; in N1 each register has offsets of its own, as two sets of words would."""
+    found = []
+    for k in range(repeats):
         spread, rng = simulate.power_law(40), np.random.default_rng([7, k])
-        blocks = {part: simulate.draw(40, simulate.null_offsets(null, 3, spread=spread, rng=rng), spread=spread, rng=rng)
-                  for part in (("empathy", "plain"), ("empathy", "counter"), ("valence_stripped", "plain"))}
-        result = run(*simulate.as_texts(blocks), n_permutations=200).result
-        verdicts.append(result.verdict), literal.append(result.literal_verdict)
-    assert verdicts.count(PASS) <= 1
-    assert literal.count(PASS) >= 11
+        parts = [("empathy", register) for register in registers] + [("valence_stripped", "plain")]
+        offsets = [simulate.null_offsets(null, 3, spread=spread, rng=rng) for _ in parts]
+        blocks = {part: simulate.draw(40, o, spread=spread, rng=rng) for part, o in zip(parts, offsets, strict=True)}
+        found.append(run(*simulate.as_texts(blocks), n_permutations=200).result)
+    return found
+
+
+def test_on_n0_the_literal_form_passes_and_the_calibrated_one_does_not():
+    found = null_results("N0", repeats=8)
+    assert sum(row.literal_verdict == PASS for row in found) >= 7
+    assert not any(row.verdict == PASS for row in found)
+
+
+def test_on_n1_two_registers_catch_most_and_one_register_does_not():
+    """A known limit of the rule, not a success: real but unrelated offsets *are* separate directions.
+
+    Two registers catch them unless the offsets agree by chance. With one register only GENERIC and ONE-REGISTER tell.
+    """
+    two, one = null_results("N1", repeats=8), null_results("N1", repeats=4, registers=("plain",))
+    assert sum(row.literal_verdict == PASS for row in two + one) >= 11
+    assert sum(row.verdict == PASS for row in two) <= 3
+    assert all("LEXICAL" in row.flags or row.verdict != INCONCLUSIVE for row in two if row.reliability > 0.9)
+    assert all("ONE-REGISTER" in row.flags for row in one)
+    assert sum("GENERIC" in row.flags for row in one) >= 2
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("null", ["N0", "N1"])
+@pytest.mark.parametrize("registers", [("plain",), ("plain", "counter")])
+def test_pass_rates_on_the_nulls_full(null, registers):
+    found = null_results(null, repeats=40, registers=registers)
+    passed = sum(row.verdict == PASS for row in found)
+    literal = sum(row.literal_verdict == PASS for row in found)
+    flags = {flag: sum(flag in row.flags for row in found) for flag in ("GENERIC", "LEXICAL")}
+    print(f"{null} {len(registers)} register(s), of 40: PASS {passed}, literal PASS {literal}, {flags}")
+    if null == "N0":
+        assert passed <= 2  # N1 is measured, not bounded: methods.md gives it flags, no verdict
 
 
 def test_two_unrelated_offsets_are_generic():
@@ -254,7 +302,7 @@ def test_two_unrelated_offsets_are_generic():
 
 
 def test_scale_row_order_and_repetition_change_nothing():
-    X, texts = planted(0.2, counter=counter_of("same"))
+    X, texts = planted(0.2, n=40, d=30, counter=counter_of("same"))
     first, order = run(X, texts).result, np.random.default_rng(8).permutation(len(X))
     assert run(X, texts).result == first
     again = run(X * 1000, texts).result

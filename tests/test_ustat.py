@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from sklearn.covariance import LedoitWolf
 
 from lib.errors import BadInput
-from lib.stats.ustat import cluster_sums, cosine, cross_products, jackknife
+from lib.stats.ustat import cluster_sums, cosine, cross_means, cross_products, jackknife
 from lib.stats.whitening import cross_fitted, exchangeable, ledoit_wolf, residuals
 
 
 def brute_force(values, codes, metric, without=None):
-    """Mean of ⟨p_s, q_t⟩ over pairs of scenarios in different clusters, one pair at a time; NaN marks missing traits."""
+    """Mean of ⟨p_s, q_t⟩ over pairs of scenarios in different clusters, pair by pair; NaN marks missing traits."""
     n_traits = values.shape[1]
     total, n = np.zeros((n_traits, n_traits)), np.zeros((n_traits, n_traits))
     for s in range(len(codes)):
@@ -39,6 +39,11 @@ def test_u_and_its_delete_one_values_equal_brute_force(seed, n_clusters, missing
     assert np.allclose(products.full, brute_force(values, codes, root @ root.T))
     for g in range(n_clusters):
         assert np.allclose(products.loo[g], brute_force(values, codes, root @ root.T, without=g))
+
+
+def test_the_short_form_equals_the_long_one():
+    sums, counts = np.random.default_rng(9).standard_normal((8, 3, 4)), np.arange(1, 9)
+    assert np.allclose(cross_means(sums, counts), cross_products(sums, counts).full)
 
 
 def test_u_is_unbiased_where_a_plain_product_is_not():
@@ -103,7 +108,8 @@ def test_cross_fitting_takes_the_bias_out_of_a_whitened_u():
     for _ in range(60):
         values = rng.standard_normal((40, 6, 100)) * np.arange(1, 101.0) ** -1
         sums = values - values.mean(1, keepdims=True)
-        for found, metric in ((within, ledoit_wolf(residuals(values))), (crossed, cross_fitted([(values, codes)], n_clusters=40))):
+        metrics = ledoit_wolf(residuals(values)), cross_fitted([(values, codes)], n_clusters=40)
+        for found, metric in zip((within, crossed), metrics, strict=True):
             products = cross_products(sums, np.ones(40), metric=metric)
             found.append(np.trace(products.full) / np.trace(products.plain))
     assert np.mean(within) > 0.1

@@ -96,27 +96,42 @@ def attention_mask(model, trie: Trie):
     return additive(near if config.model_type == "mistral" else seen)
 
 
+def memberships(model, trie: Trie, texts: list[Encoded]) -> torch.Tensor:
+    """`[text, node]` 1.0 where a node is a response token of a text."""
+    members = torch.zeros(len(texts), len(trie.tokens), device=model.device)
+    for row, (text, path) in enumerate(zip(texts, trie.paths, strict=True)):
+        members[row, path[text.start:]] = 1.0
+    return members
+
+
+def kept_nodes(resid: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
+    """`[node]` bool: not a sink, judged by the norms of `resid` [node, d_model] against the response nodes' median."""
+    norms = resid.norm(dim=-1)
+    return norms <= SINK * norms[members.sum(0) > 0].median()
+
+
+@torch.inference_mode()
+def run_trie(model, trie: Trie, layers, receive) -> None:
+    """One forward over a trie; `receive(layer, resid [node, d_model] float32)` gets the residual stream of every node."""
+    with block_outputs(model, layers, lambda layer, resid: receive(layer, resid[0].float())) as decoder:
+        decoder(input_ids=torch.from_numpy(trie.tokens)[None].to(model.device),
+                position_ids=torch.from_numpy(trie.depths)[None].to(model.device),
+                attention_mask=attention_mask(model, trie), use_cache=False)
+
+
 @torch.inference_mode()
 def pool_trie(model, texts: list[Encoded], layers) -> tuple[np.ndarray, np.ndarray]:
     """`(pooled [layer, text, d_model] float32, sinks [layer, text])` of texts in one trie forward."""
     trie = build_trie([text.ids for text in texts])
-    members = torch.zeros(len(texts), len(trie.tokens), device=model.device)
-    for row, (text, path) in enumerate(zip(texts, trie.paths, strict=True)):
-        members[row, path[text.start:]] = 1.0
+    members = memberships(model, trie, texts)
     pooled, sinks = {}, {}
 
     def receive(layer, resid):
-        resid = resid[0].float()
-        norms = resid.norm(dim=-1)
-        keep = norms <= SINK * norms[members.sum(0) > 0].median()
-        kept = members * keep
+        kept = members * kept_nodes(resid, members)
         pooled[layer] = (kept @ resid / kept.sum(1, keepdim=True)).cpu().numpy()
         sinks[layer] = (members.sum(1) - kept.sum(1)).cpu().numpy().astype(np.int64)
 
-    with block_outputs(model, layers, receive) as decoder:
-        decoder(input_ids=torch.from_numpy(trie.tokens)[None].to(model.device),
-                position_ids=torch.from_numpy(trie.depths)[None].to(model.device),
-                attention_mask=attention_mask(model, trie), use_cache=False)
+    run_trie(model, trie, layers, receive)
     return np.stack([pooled[layer] for layer in layers]), np.stack([sinks[layer] for layer in layers])
 
 

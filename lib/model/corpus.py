@@ -35,6 +35,8 @@ from lib.store import read_json, sha256, to_json, write_atomic
 WHEEL = Wheel(requirement="chitchat-dataset==0.9.0", file="chitchat_dataset/dataset.json",
               sha256="7bf89f36645e2d5ec87d53370c8e851b5a688479c7beb7079cb4c87fc5acea3e")
 SPLITS = ("heldout", "half0", "half1")
+CONTEXT = 320  # tokens of a piece of conversation, template included
+SHARD_TOKENS = 16_384
 HELDOUT_EVERY = 20  # one conversation in this many is held out
 CHARACTERS_PER_TOKEN = 3.4  # of this corpus; what is longer is cut at the context length
 
@@ -104,12 +106,13 @@ def tokenise(tokenizer, template: str, turns: list[str], *, context: int, split:
     return Piece(split=split, ids=np.array(encoded["input_ids"][:context], np.int64), keep=keep)
 
 
-def pieces(tokenizer, template: str, *, context: int, seed: int, corpus: list[list[str]] | None = None) -> Iterator[Piece]:
-    """The whole corpus, conversation after conversation in an order drawn from `seed`, dealt to the splits."""
+def pieces(tokenizer, template: str, *, context: int, seed: int, splits: tuple[str, ...] = SPLITS,
+           corpus: list[list[str]] | None = None) -> Iterator[Piece]:
+    """The corpus, conversation after conversation in an order drawn from `seed`, dealt to the splits."""
     corpus = conversations() if corpus is None else corpus
     for position, number in enumerate(np.random.default_rng(seed).permutation(len(corpus))):
         split = "heldout" if position % HELDOUT_EVERY == 0 else f"half{position % 2}"
-        for run in cut(corpus[number], int(context * CHARACTERS_PER_TOKEN)):
+        for run in () if split not in splits else cut(corpus[number], int(context * CHARACTERS_PER_TOKEN)):
             yield tokenise(tokenizer, template, run, context=context, split=split)
 
 
@@ -197,15 +200,14 @@ def shard_arrays(model, group: list[Piece], layer: int, *, batch_tokens: int) ->
     resid, tokens = np.concatenate(resid), np.concatenate(tokens)
     norms = np.linalg.norm(resid, axis=1)
     kept = norms <= SINK * np.median(norms)
-    resid = resid[kept].astype(np.float16)
-    if not np.isfinite(resid).all():
+    if not np.isfinite(norms).all() or np.abs(resid[kept]).max() > np.finfo(np.float16).max:
         raise BadInput(f"layer {layer}: activations of the corpus hold NaN or exceed float16; check the model's dtype")
     about = {"n_tokens": int(kept.sum()), "n_sinks": int((~kept).sum()), "median_norm": float(np.median(norms))}
-    return {"resid": resid, "tokens": tokens[kept].astype(np.int32)}, about
+    return {"resid": resid[kept].astype(np.float16), "tokens": tokens[kept].astype(np.int32)}, about
 
 
-def extract_corpus(model, tokenizer, *, about: dict, template: str, layer: int, n_tokens: dict[str, int], context: int = 320,
-                   shard_tokens: int = 16_384, batch_tokens: int = 2_048, seed: int = 0, corpus: list[list[str]] | None = None,
+def extract_corpus(model, tokenizer, *, about: dict, template: str, layer: int, n_tokens: dict[str, int], context: int = CONTEXT,
+                   shard_tokens: int = SHARD_TOKENS, batch_tokens: int = 2_048, seed: int = 0, corpus: list[list[str]] | None = None,
                    folder: Path | None = None) -> Shards:
     """Shards of at least `n_tokens[split]` tokens a split, extended where some are there already.
 

@@ -130,12 +130,16 @@ def steering_range(coeffs: np.ndarray, is_coherent: np.ndarray, needed: float) -
     return Range(minus[0], plus[0], minus[1] or plus[1], float(np.sqrt((n - 1) / n * np.square(logs - logs.mean()).sum())))
 
 
-def bandwidth(empathy: tuple[Dimension, Range], formality: tuple[Dimension, Range], *, thresholds: Bandwidth,
-              model_id: str, layer: int, seed: int) -> Result:
-    """Verdict on log B(empathy) − log B(formality) at matched n, with `B = PR × range`."""
+def bandwidth(empathy: tuple[Dimension | None, Range | None], formality: tuple[Dimension | None, Range | None], *,
+              thresholds: Bandwidth, model_id: str, layer: int, seed: int) -> Result:
+    """Verdict on log B(empathy) − log B(formality) at matched n, with `B = PR × range`; None where one is unknown."""
     (dim_e, range_e), (dim_f, range_f) = empathy, formality
-    common = dict(criterion="bandwidth", model_id=model_id, layer=layer, metric="log PR × range, empathy against formality",
-                  literal_value=dim_e.pr * range_e.total, n=dim_e.n + dim_f.n, n_clusters=dim_e.n + dim_f.n, seed=seed,
+    about = dict(criterion="bandwidth", model_id=model_id, layer=layer, seed=seed, metric="log PR × range, empathy against formality")
+    missing = [name for name, pair in (("empathy", empathy), ("formality", formality)) if None in pair]
+    if missing:
+        return Result(literal_value=None, literal_verdict=INCONCLUSIVE, verdict=INCONCLUSIVE,
+                      reason=f"the effective dimension or range of {' and '.join(missing)} is not known from these texts", **about)
+    common = dict(about, literal_value=dim_e.pr * range_e.total, n=dim_e.n + dim_f.n, n_clusters=dim_e.n + dim_f.n,
                   literal_verdict=PASS if dim_e.pr * range_e.total > dim_f.pr * range_f.total else FAIL,
                   null="formality at matched n", text_baseline=dim_f.pr * range_f.total, text_baseline_name="formality")
     flags = ("CENSORED",) if range_e.censored or range_f.censored else ()

@@ -11,12 +11,12 @@ import pandas as pd
 from scipy.linalg import cho_factor, cho_solve
 
 from lib.stats import simulate
-from lib.stats.ustat import Products, cluster_sums, cosine, cross_products
+from lib.stats.ustat import Products, cluster_sums, cosine, cross_means, cross_products
 
 # Traits of a block are C, A, I and three neutral labels; rows of weights are directions made of them.
 N_DRAWS, N_DRAWS_LOGISTIC = 200, 40
 COLUMNS = ["construction", "cos", *[f"{null}_{x}" for null in ("N0", "N1") for x in ("median", "low", "high")], "note"]
-NEUTRAL = np.array([[1, 0, 0, -1 / 3, -1 / 3, -1 / 3], [0, 1, 0, -1 / 3, -1 / 3, -1 / 3], [0, 0, 1, -1 / 3, -1 / 3, -1 / 3]])
+NEUTRAL = np.hstack([np.eye(3), np.full((3, 3), -1 / 3)])
 SPLIT = np.vstack([np.eye(6)[k] - np.eye(6)[3 + v] for k in (0, 1) for v in range(3)])
 ONE_VS_REST = np.array([[1, -0.5, -0.5], [-0.5, 1, -0.5]])
 MINUS_INSTRUMENTAL = np.array([[1, 0, -1], [0, 1, -1]])
@@ -78,12 +78,16 @@ def logistic_cosine(values: np.ndarray) -> float:
     return float(c @ gram @ a / np.sqrt((c @ gram @ c) * (a @ gram @ a)))
 
 
-def trait_products(values: np.ndarray, codes: np.ndarray, *, metric=None) -> Products:
-    """U of all traits of `values` [S, K, d] with clusters `codes` [S] (0…G−1), scenario means taken out first."""
+def trait_sums(values: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cluster sums [G, K, d] and counts [G] of `values` [S, K, d] with clusters `codes` [S], scenario means out."""
     centred = values - values[:, :6].mean(1, keepdims=True)
     n_clusters = codes.max() + 1
-    counts = np.bincount(codes, minlength=n_clusters)
-    return cross_products(cluster_sums(centred, codes, n_clusters=n_clusters), counts, metric=metric)
+    return cluster_sums(centred, codes, n_clusters=n_clusters), np.bincount(codes, minlength=n_clusters)
+
+
+def trait_products(values: np.ndarray, codes: np.ndarray, *, metric=None) -> Products:
+    """U of all traits of `values` [S, K, d] with clusters `codes` [S] (0…G−1), and its delete-one values."""
+    return cross_products(*trait_sums(values, codes), metric=metric)
 
 
 def mean_cosines(means: np.ndarray) -> dict[str, float]:
@@ -99,7 +103,7 @@ def cosines(values: np.ndarray, codes: np.ndarray, *, logistic: bool = True) -> 
     if values.shape[1] == 6:
         halves = [NEUTRAL[:2] @ values[codes % 2 == h].mean(0) for h in (0, 1)]
         found["disjoint_halves"] = float(np.mean([plain_cosine(halves[h][0], halves[1 - h][1]) for h in (0, 1)]))
-        products = trait_products(values, codes).full
+        products = cross_means(*trait_sums(values, codes))
         found |= {"kappa": float(kappa(products)), "kappa_D": float(kappa_split(products))}
     if logistic:
         found["logistic_weights"] = logistic_cosine(values)

@@ -14,7 +14,7 @@ MIN_TEXTS, MIN_FOLDS = 10, 3
 
 @dataclass(frozen=True)
 class Design:
-    """Y [row, contrast] is +1, -1, or 0 outside the contrast; register and cluster [row] are codes from 0;
+    """Y [contrast, row] is +1, -1, or 0 outside the contrast; register and cluster [row] are codes from 0;
     folds [repeat, row] never part a cluster."""
 
     contrasts: tuple[str, ...]
@@ -50,7 +50,7 @@ class Design:
 
     def rows(self, register: int, contrast: int) -> np.ndarray:
         """Rows of one contrast in one register."""
-        return np.flatnonzero((self.register == register) & (self.Y[:, contrast] != 0))
+        return np.flatnonzero((self.register == register) & (self.Y[contrast] != 0))
 
 
 def make_design(labels: Sequence[str], register: Sequence[str], cluster: Sequence[int], *, contrasts: dict[str, tuple],
@@ -63,11 +63,11 @@ def make_design(labels: Sequence[str], register: Sequence[str], cluster: Sequenc
     if len(labels) < MIN_TEXTS:
         raise BadInput(f"{len(labels)} texts are too few: {MIN_TEXTS} or more are needed")
     registers = tuple(sorted(set(register), key=lambda r: (r != "plain", r)))
-    Y = np.stack([np.isin(labels, pos).astype(int) - np.isin(labels, neg) for pos, neg in contrasts.values()], axis=1)
+    Y = np.stack([np.isin(labels, pos).astype(int) - np.isin(labels, neg) for pos, neg in contrasts.values()])
     for r in registers:
         for c, (name, classes) in enumerate(contrasts.items()):
             for sign, members in zip((1, -1), classes, strict=True):
-                if not (Y[register == r, c] == sign).any():
+                if not (Y[c, register == r] == sign).any():
                     raise BadInput(f"contrast {name}: no text labelled {' or '.join(members)} in register {r!r}")
     codes = np.unique(np.asarray(cluster), return_inverse=True)[1]
     n_folds = min(n_folds, codes.max() + 1)
@@ -86,11 +86,11 @@ class Areas:
 
 
 def areas(scores: np.ndarray, design: Design, direction: tuple[int, int]) -> Areas:
-    """AUROCs of out-of-fold `scores` [layer, repeat, training register, text, contrast], averaged over repeats."""
+    """AUROCs of out-of-fold `scores` [layer, repeat, training register, contrast, text], averaged over repeats."""
     value, deleted = [], []
     for c in range(len(design.contrasts)):
         rows = design.rows(direction[1], c)
-        s, positive = scores[:, :, direction[0], rows, c], design.Y[rows, c] > 0
+        s, positive = scores[:, :, direction[0], c, rows], design.Y[c, rows] > 0
         value.append(auroc(s, positive).mean(axis=1))
         each = deleted_auroc(s, positive, design.cluster[rows], n_clusters=design.n_clusters)
         deleted.append(each.mean(axis=1))

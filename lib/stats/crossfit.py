@@ -1,9 +1,9 @@
-"""Out-of-fold scores within and across registers, from any source of inner products.
+"""Out-of-fold scores within and across registers, from any source of features or inner products.
 
 A classifier is trained on one register of the training scenarios and scores the held-out scenarios in every register.
 The penalty is chosen on the training texts alone, by inner grouped folds; the inner fit without folds {j, k} serves
 outer fold j and outer fold k, so five folds need ten inner fits and not twenty. Probes, text baselines and encoders
-all pass through `out_of_fold`, in the same folds.
+all pass through `out_of_fold`, in the same folds. A penalty is in units of the mean squared norm of the training rows.
 """
 
 import os
@@ -15,104 +15,143 @@ import numpy as np
 
 from lib.stats.auroc import auroc
 from lib.stats.contrasts import Design
-from lib.stats.solver import logistic, ridge
+from lib.stats.solver import Dual, Space, logistic, make_space, ridge
 
 LAMBDAS = (0.01, 0.1, 1.0, 10.0, 100.0)
 SOLVERS = {"logistic": logistic, "ridge": ridge}
-CHUNK = 12  # layers solved together: enough to hide the interpreter, few enough to stay in cache
+CHUNK = 8  # layers solved together: enough to hide the interpreter, few enough to stay in cache
+TOGETHER = 8  # columns that cost a product with K no more than one does
+INNER_TOL = 1e-3  # inner fits only rank penalties
 
-Gram = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Source = Callable[[np.ndarray, np.ndarray, slice], Space]
+"""(training rows, rows to score, layers) -> their space [layer, ...], whatever was fitted seen on training rows only."""
 
 
-def dense_gram(X: np.ndarray) -> Gram:
-    """Inner products [layer, row, training row] of X [layer, text, d], standardised by the training rows.
+def dense_source(X: np.ndarray) -> Source:
+    """Features X [layer, text, d], standardised by the training rows; features constant there count as zero.
 
-    The products are in the precision of X. Features constant in training count as zero.
+    Everything is computed in the precision of X.
     """
     X = X - X.mean(axis=1, keepdims=True)
-    squares, total = X**2, X.var(axis=1)
+    floor = 1e-6 * X.var(axis=1)
 
-    def gram(train: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        weight = np.zeros(X.shape[1], X.dtype)
-        weight[train] = 1 / len(train)
-        mean = weight @ X
-        variance = weight @ squares - mean**2
-        with np.errstate(divide="ignore"):
-            scale = np.where(variance > 1e-6 * total, 1 / variance, 0).astype(X.dtype)
-        A, B = X[:, train], X[:, rows] * scale[:, None]
-        shift = mean * scale
-        inner = np.einsum("ltd,ld->lt", A, shift) - np.einsum("ld,ld->l", mean, shift)[:, None]
-        return B @ A.transpose(0, 2, 1) - inner[:, None] - np.einsum("lrd,ld->lr", X[:, rows], shift)[..., None]
+    def space(train: np.ndarray, rows: np.ndarray, layers: slice) -> Space:
+        Z = X[layers, train]
+        mean = Z.mean(axis=1, keepdims=True)
+        Z -= mean
+        variance = np.vecdot(Z, Z, axis=1)[:, None] / len(train)
+        keep = variance > floor[layers, None]
+        scale = np.where(keep, 1 / np.sqrt(np.where(keep, variance, 1)), 0)
+        scale = scale / np.sqrt(np.maximum(keep.sum(axis=2, keepdims=True), 1)).astype(X.dtype)
+        return make_space(Z * scale, (X[layers, rows] - mean) * scale)
 
-    return gram
+    return space
 
 
-def out_of_fold(gram: Gram, design: Design, *, n_layers: int, lambdas: Sequence[float] = LAMBDAS,
+def gram_source(grams: Sequence[Callable[[np.ndarray, np.ndarray], np.ndarray]]) -> Source:
+    """One layer for each function (training rows, rows) -> inner products [row, training row]."""
+
+    def space(train: np.ndarray, rows: np.ndarray, layers: slice) -> Space:
+        K = np.stack([gram(train, np.concatenate([train, rows])) for gram in grams[layers]])
+        size = np.trace(K[:, :len(train)], axis1=1, axis2=2)[:, None, None] / len(train)
+        K = K / np.where(size > 0, size, 1)
+        return Dual(np.ascontiguousarray(K[:, :len(train)]), K[:, len(train):])
+
+    return space
+
+
+def out_of_fold(source: Source, design: Design, *, n_layers: int, lambdas: Sequence[float] = LAMBDAS,
                 solver: str = "logistic", tol: float = 1e-6) -> np.ndarray:
-    """Out-of-fold scores [layer, repeat, training register, text, contrast], penalties chosen by inner folds.
-
-    `gram` gives [n_layers, row, training row]; a penalty is in units of the mean squared norm of the training rows.
-    """
+    """Out-of-fold scores [layer, repeat, training register, contrast, text], penalties chosen by inner folds."""
     out = np.empty((n_layers, len(design.folds), len(design.registers), *design.Y.shape))
-    tasks = [(repeat, r) for repeat in range(len(design.folds)) for r in range(len(design.registers))]
+    tasks = [(slice(start, start + CHUNK), repeat, r) for repeat in range(len(design.folds))
+             for r in range(len(design.registers)) for start in range(0, n_layers, CHUNK)]
 
     def run(task):
-        repeat, r = task
-        out[:, repeat, r] = nested(gram, design, fold=design.folds[repeat], register=r, lambdas=lambdas,
-                                   solver=solver, tol=tol)
+        layers, repeat, r = task
+        out[layers, repeat, r] = nested(source, design, layers=layers, fold=design.folds[repeat], register=r,
+                                        lambdas=lambdas, solver=solver, tol=tol)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(run, tasks))
     return out
 
 
-def nested(gram: Gram, design: Design, *, fold: np.ndarray, register: int, lambdas: Sequence[float], solver: str,
-           tol: float) -> np.ndarray:
-    """Out-of-fold scores [layer, text, contrast] in one split, trained on one register."""
-    mine, n_folds = design.register == register, fold.max() + 1
-    inner = {}
-    if len(lambdas) > 1:
-        for left in combinations(range(n_folds), 2):
-            held = np.isin(fold, left)
-            inner[left] = fit_scores(gram, design, np.flatnonzero(mine & ~held), np.flatnonzero(mine & held),
-                                     lambdas=lambdas, solver=solver, tol=max(tol, 1e-3))
-    out = None
+def nested(source: Source, design: Design, *, layers: slice, fold: np.ndarray, register: int,
+           lambdas: Sequence[float], solver: str, tol: float) -> np.ndarray:
+    """Out-of-fold scores [layer, contrast, text] in one split, trained on one register."""
+    mine, n_folds = design.register == register, int(fold.max()) + 1
+
+    def fit(left: tuple, rows: np.ndarray, tol: float) -> np.ndarray:
+        train = np.flatnonzero(mine & ~np.isin(fold, left))
+        return grid_scores(source(train, rows, layers), design.Y[:, train], lambdas=lambdas, solver=solver, tol=tol)
+
+    inner = {left: fit(left, np.flatnonzero(mine & np.isin(fold, left)), max(tol, INNER_TOL))
+             for left in combinations(range(n_folds), 2) if len(lambdas) > 1}
+    out = []
     for k in range(n_folds):
-        test = np.flatnonzero(fold == k)
-        scores = fit_scores(gram, design, np.flatnonzero(mine & (fold != k)), test, lambdas=lambdas, solver=solver, tol=tol)
-        best = choose(inner, design, mine=mine, fold=fold, outer=k) if inner else np.zeros((len(scores), 1), int)
-        out = np.empty((len(scores), *design.Y.shape)) if out is None else out
-        out[:, test] = np.take_along_axis(scores, best[:, None, :, None], axis=-1)[..., 0]
-    return out
+        scores = fit((k,), np.flatnonzero(fold == k), tol)
+        best = choose(inner, design, mine=mine, fold=fold, outer=k) if inner else np.zeros(scores.shape[1:3], int)
+        out.append(np.take_along_axis(scores, best[None, ..., None], axis=0)[0])
+    order = np.argsort(np.concatenate([np.flatnonzero(fold == k) for k in range(n_folds)]))
+    return np.concatenate(out, axis=-1)[..., order]
 
 
-def fit_scores(gram: Gram, design: Design, train: np.ndarray, rows: np.ndarray, *, lambdas: Sequence[float],
-               solver: str, tol: float) -> np.ndarray:
-    """Scores [layer, row, contrast, lambda] of `rows` by classifiers fitted on `train`."""
-    K = gram(train, np.concatenate([train, rows]))
-    K = K / np.maximum(np.trace(K[:, :len(train)], axis1=1, axis2=2) / len(train), 1e-30)[:, None, None].astype(K.dtype)
-    out = np.empty((len(K), len(rows), design.Y.shape[1], len(lambdas)), K.dtype)
-    for start in range(0, len(K), CHUNK):
-        part = np.s_[start:start + CHUNK]
-        inner, outer = np.ascontiguousarray(K[part, :len(train)]), K[part, len(train):]
-        for i, lam in enumerate(lambdas):
-            out[part, ..., i] = SOLVERS[solver](inner, design.Y[train], K.dtype.type(lam), tol=tol).scores(outer)
-    return out
+def grid_scores(space: Space, Y: np.ndarray, *, lambdas: Sequence[float], solver: str, tol: float) -> np.ndarray:
+    """Scores [lambda, layer, contrast, text] of the space's texts under every penalty."""
+    lam, solve = np.asarray(lambdas, space.inner.dtype), SOLVERS[solver]
+    if len(Y) * len(lam) <= TOGETHER:
+        scores = solve(space, np.tile(Y, (len(lam), 1)), np.repeat(lam, len(Y))[:, None], tol=tol).scores()
+        return np.moveaxis(scores.reshape(*scores.shape[:-2], len(lam), len(Y), -1), -3, 0)
+    return np.stack([solve(space, Y, each, tol=tol).scores() for each in lam])
 
 
 def choose(inner: dict, design: Design, *, mine: np.ndarray, fold: np.ndarray, outer: int) -> np.ndarray:
     """Index [layer, contrast] of the penalty with the best inner AUROC; the larger penalty wins a tie."""
-    rows = np.flatnonzero(mine & (fold != outer))
-    shape = next(iter(inner.values())).shape
-    held = np.empty((shape[0], len(rows), *shape[2:]))
-    for (j, k), scores in inner.items():
-        if outer in (j, k):
-            other = j if outer == k else k
-            among = fold[mine & np.isin(fold, (j, k))]
-            held[:, fold[rows] == other] = scores[:, among == other]
-    best = np.empty((shape[0], shape[2]), dtype=int)
-    for c in range(shape[2]):
-        use = design.Y[rows, c] != 0
-        found = auroc(held[:, use, c].transpose(0, 2, 1), design.Y[rows[use], c] > 0)
-        best[:, c] = found.shape[1] - 1 - np.argmax(found[:, ::-1], axis=1)
-    return best
+    held, rows = [], []
+    for pair, scores in inner.items():
+        if outer in pair:
+            other = pair[pair[0] == outer]
+            among = np.flatnonzero(mine & np.isin(fold, pair))
+            held.append(scores[..., fold[among] == other])
+            rows.append(among[fold[among] == other])
+    return best_of(np.concatenate(held, axis=-1), design.Y[:, np.concatenate(rows)])
+
+
+def best_of(scores: np.ndarray, Y: np.ndarray) -> np.ndarray:
+    """Index [layer, contrast] of the penalty with the best AUROC of `scores` [lambda, layer, contrast, row]."""
+    found = np.stack([auroc(scores[:, :, c, y != 0], y[y != 0] > 0) for c, y in enumerate(Y)], axis=-1)
+    return len(found) - 1 - np.argmax(found[::-1], axis=0)
+
+
+def best_penalty(source: Source, design: Design, *, n_layers: int, train: np.ndarray, lambdas: Sequence[float]) -> np.ndarray:
+    """Index [layer, contrast] of the penalty with the best out-of-fold AUROC on `train`, by the first repeat's folds."""
+    fold, held = design.folds[0], np.empty((len(lambdas), n_layers, len(design.Y), len(train)))
+    for k in np.unique(fold[train]):
+        test = fold[train] == k
+        space = source(train[~test], train[test], slice(0, n_layers))
+        held[..., test] = grid_scores(space, design.Y[:, train[~test]], lambdas=lambdas, solver="logistic", tol=INNER_TOL)
+    return best_of(held, design.Y[:, train])
+
+
+def given_split(source: Source, design: Design, *, n_layers: int, train: np.ndarray, test: np.ndarray,
+                lambdas: Sequence[float] = LAMBDAS, tol: float = 1e-4) -> np.ndarray:
+    """Scores [layer, contrast, test row] after training on `train`, whose own folds choose the penalties."""
+    best = best_penalty(source, design, n_layers=n_layers, train=train, lambdas=lambdas)
+    scores = grid_scores(source(train, test, slice(0, n_layers)), design.Y[:, train], lambdas=lambdas, solver="logistic", tol=tol)
+    return np.take_along_axis(scores, best[None, ..., None], axis=0)[0]
+
+
+def best_weights(X: np.ndarray, design: Design, *, lambdas: Sequence[float] = LAMBDAS) -> np.ndarray:
+    """Logistic weights [contrast, d] in the units of X [text, d], on all texts of all registers.
+
+    Penalties are chosen by grouped folds; a positive score means the contrast's first class.
+    """
+    X, every = X.astype(np.float64), np.arange(len(X))
+    best = best_penalty(dense_source(X[None]), design, n_layers=1, train=every, lambdas=lambdas)[0]
+    std = X.std(axis=0)
+    scale = np.divide(1, std, out=np.zeros_like(std), where=std > 1e-6 * std.mean())
+    scale /= np.sqrt(max((scale > 0).sum(), 1))
+    Z = (X - X.mean(axis=0)) * scale
+    fit = logistic(make_space(Z, Z[:0]), design.Y, np.asarray(lambdas)[best][:, None])
+    return fit.alpha @ Z * scale

@@ -6,7 +6,6 @@ quite: O comes out too large by .01 to .02 at reliability .8, which counts again
 """
 
 import numpy as np
-import pandas as pd
 
 from lib.stats.ustat import Interval, Products, jackknife
 
@@ -60,7 +59,8 @@ def cka(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarr
     return mean_square(first, second) / np.sqrt(own) if own > 0 else float("nan")
 
 
-def overlap_rows(products: Products, metric: str, *, equivalence: tuple[float, float]) -> tuple[list[dict], dict[tuple[str, str], Interval]]:
+def overlap_rows(products: Products, metric: str, *,
+                 equivalence: tuple[float, float]) -> tuple[list[dict], dict[tuple[str, str], Interval]]:
     """A row a pair of conditions, and the pair's Interval of O."""
     rows, found = [], {}
     for pair in PAIRS:

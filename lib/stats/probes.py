@@ -1,95 +1,212 @@
 """Probes: are the empathy types linearly in the activations, beyond what their words give away? (methods.md §2)
 
-The endpoint is T, the lesser of two AUROCs: trained on the plain register of the training scenarios and tested on the
+The endpoint T is the lesser of two AUROCs: trained on the plain register of the training scenarios and tested on the
 counter register of the held-out ones, and the reverse. Delta is T minus the best T of the lexical family in the same
-folds. A probe PASSes where its labels could not have been permuted, T holds after adjustment for length and style,
-and the interval of Delta lies above zero.
+folds. The verdict is read at the preregistered layer, in double precision; the other layers are descriptive and
+solved in the precision of the activations.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from lib.errors import BadInput
 from lib.params import Probes
-from lib.stats import nulls, transfer
-from lib.stats.auroc import auroc, d_prime, deleted_auroc, jackknife_interval
-from lib.stats.solver import logistic
-from lib.stats.transfer import LAMBDAS, Areas, Design
+from lib.stats import controls
+from lib.stats.adjust import adjusted_areas, freedman_lane
+from lib.stats.auroc import jackknife_interval
+from lib.stats.contrasts import Areas, weakest
+from lib.stats.crossfit import LAMBDAS, best_weights, dense_source, out_of_fold
+from lib.stats.endpoint import CLASSES, CONTRASTS, NAMES, TRANSFER, Material, evaluate, long_table, make_material, with_macro
+from lib.stats.nulls import holm, permuted_labels, transfer_null
+from lib.stats.ruling import Evidence, Value, flags, power, rule
 from lib.stats.verdicts import FAIL, INCONCLUSIVE, PASS, Result
 from lib.text.features import length, style
+from lib.text.contrast_audit import audit_contrast
 from lib.text.leakage import lexical_scores
 
-C, A, I = CLASSES = ("cognitive", "affective", "instrumental")
-CONTRASTS = {"C/A": ((C,), (A,)), "C/I": ((C,), (I,)), "A/I": ((A,), (I,)),
-             "C/rest": ((C,), (A, I)), "A/rest": ((A,), (C, I)), "I/rest": ((I,), (C, A))}
-REST = [3, 4, 5]
-NAMES = (*CONTRASTS, "macro")
 HEADLINES = ("C/A", "C/I", "A/I", "macro")
+RIDGE_REPEATS = 2  # ridge is the companion; its exact test needs one repeat
+TOL = 1e-4  # of descriptive fits
+EMPTY = {"layers": "layer contrast evaluation solver auroc ci_low ci_high d_prime null_high",
+         "baselines": "name family contrast direction T ci_low ci_high", "learning_curve": "n contrast T ci_low ci_high ci_width",
+         "selectivity": "contrast T control_held_out control_memorised selectivity", "adjusted": "contrast T T_adjusted ci_low ci_high p"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ProbeReport:
-    """What a probe study found; every table is long, one row a value with its interval."""
+    """What a probe study found: one result a headline contrast, long tables, and probe weights in activation units.
+
+    layers: AUROC of every layer, contrast, evaluation ("within:...", "a->b", "transfer" = T) and solver, with the
+    97.5% quantile of the max-T null. baselines: the same endpoint of every text baseline. learning_curve: T against
+    the number of clusters. selectivity: T beside labels that are random per cluster. adjusted: T without length and
+    style.
+    """
 
     results: list[Result]
+    directions: dict[str, np.ndarray]
     layers: pd.DataFrame
     baselines: pd.DataFrame
-    directions: dict[str, np.ndarray]
     learning_curve: pd.DataFrame
     selectivity: pd.DataFrame
     adjusted: pd.DataFrame
 
 
-def with_macro(found: Areas) -> Areas:
-    """The same areas with a seventh column: the mean of the three one-against-rest ones."""
-    return Areas(*(np.concatenate([v, v[:, REST].mean(axis=1, keepdims=True)], axis=1)
-                   for v in (found.value, found.deleted)))
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """A text baseline's areas [1, 7 contrasts] in every evaluation."""
 
-
-def evaluations(scores: np.ndarray, design: Design) -> dict[str, Areas]:
-    """Areas [layer, 7 contrasts] of every evaluation, and of the endpoint under "transfer"."""
-    registers = range(len(design.registers))
-    found = {design.name(d): with_macro(transfer.areas(scores, design, d))
-             for d in dict.fromkeys([*((r, r) for r in registers), *design.directions])}
-    return found | {"transfer": transfer.weakest([found[design.name(d)] for d in design.directions])}
-
-
-def check_activations(X: np.ndarray, texts: pd.DataFrame, layer: int) -> None:
-    """Raises BadInput where activations and texts do not belong together or hold no usable number."""
-    if X.ndim != 3 or X.shape[1] != len(texts):
-        raise BadInput(f"activations {X.shape} do not fit {len(texts)} texts: need [layer, text, d_model]")
-    if not np.isfinite(X).all():
-        raise BadInput(f"activations: NaN or infinite values at layer {np.flatnonzero(~np.isfinite(X).all((1, 2)))[0]}")
-    if not 0 <= layer < len(X):
-        raise BadInput(f"layer {layer}: activations hold layers 0 to {len(X) - 1}")
-    if np.ptp(X[layer], axis=0).max() == 0:
-        raise BadInput(f"activations: every feature is constant at layer {layer}")
+    family: str
+    found: dict[str, Areas]
 
 
 def probe(X: np.ndarray, texts: pd.DataFrame, *, thresholds: Probes, model_id: str, layer: int, seed: int,
           n_permutations: int = 2000, n_repeats: int = 10, lambdas: Sequence[float] = LAMBDAS,
           dense_baselines: dict[str, np.ndarray] | None = None, contextual: dict[str, np.ndarray] | None = None,
           token_ids: Sequence | None = None) -> ProbeReport:
-    """The whole of methods.md §2 on the empathy texts of activations X [layer, text, d_model].
+    """All of methods.md §2 on the empathy texts of activations X [layer, text, d_model].
 
-    `layer` is the preregistered one; `dense_baselines` (embedding layer, random-weight layers) join the lexical
-    family, `contextual` (sentence encoders) only raises a flag. Raises BadInput for activations that do not fit the
-    texts; data too small or lacking a class give INCONCLUSIVE rows with the reason.
+    `layer` is the preregistered one. `dense_baselines` (embedding layer, random-weight layers; [text, d] or
+    [layer, text, d]) join the lexical family; `contextual` (the same shapes) only raises a flag. `lambdas` are in
+    units of the mean squared norm of the standardised training rows. Raises BadInput for activations that do not fit
+    the texts; texts too few or without a class give INCONCLUSIVE rows that say so.
     """
-    check_activations(X, texts, layer)
-    texts = texts.reset_index(drop=True)
-    rows = transfer.rows_of(texts, "empathy")
-    rows = rows[texts["label"].to_numpy()[rows].astype(object) != None]  # noqa: E711
-    part = texts.iloc[rows].reset_index(drop=True)
+    X = check_activations(X, texts, layer)
+    rows = np.flatnonzero((texts["condition"] == "empathy").to_numpy() & texts["label"].isin(CLASSES).to_numpy())
+    about = Result(criterion="probes", model_id=model_id, layer=layer, metric="transfer AUROC", literal_value=None,
+                   literal_verdict=INCONCLUSIVE, verdict=INCONCLUSIVE, reason="", n=len(rows), seed=seed)
     try:
-        design = transfer.make_design(part["label"], part["register"], part["cluster"], contrasts=CONTRASTS,
-                                      seed=seed, n_repeats=n_repeats)
+        material = make_material(texts.iloc[rows], seed=seed, n_repeats=n_repeats)
     except BadInput as error:
-        return _nothing(str(error), model_id=model_id, layer=layer, seed=seed, n=len(part))
-    gram = transfer.dense_gram(X[:, rows].astype(np.float64))
-    found = {solver: evaluations(transfer.out_of_fold(gram, design, lambdas=lambdas, solver=solver), design)
-             for solver in ("logistic", "ridge")}
-    raise NotImplementedError
+        empty = {name: pd.DataFrame(columns=columns.split()) for name, columns in EMPTY.items()}
+        results = [replace(about, metric=f"{c} transfer AUROC", reason=str(error)) for c in HEADLINES]
+        return ProbeReport(results=results, directions={}, **empty)
+    X, design = X[:, rows], material.design
+    main, scores, layers = curves(X, material, layer=layer, lambdas=lambdas)
+    p, high = permutation_test(X, material, layer=layer, lambdas=lambdas, n_permutations=n_permutations, seed=seed)
+    layers["null_high"] = layers["contrast"].map(high).where(layers["evaluation"] == TRANSFER)
+    dense = {"lexical": dense_baselines or {}, "contextual": contextual or {}}
+    others = baselines(material, {family: {k: only(v, rows, len(texts), k) for k, v in group.items()} for family, group in dense.items()},
+                       lambdas=lambdas, token_ids=None if token_ids is None else [token_ids[i] for i in rows])
+    adjusted, adjusted_table = adjust(scores, material, main, n_permutations=n_permutations, seed=seed)
+    rates = controls.literal_rates(X[layer], material, seed=seed)
+    about = replace(about, n_clusters=design.n_clusters, null=f"labels permuted within triplets, {n_permutations} times: maximum over "
+                    f"{len(X)} layers and {len(lambdas)} penalties (ridge), Holm over {len(NAMES)} contrasts")
+    results = []
+    for c in HEADLINES:
+        evidence = weigh(NAMES.index(c), main=main, adjusted=adjusted, others=others, p=p[c], one_register=len(design.registers) == 1)
+        results.append(ruled(evidence, about, c, thresholds, literal=main[design.name((0, 0))], rates=rates))
+    return ProbeReport(results=results, directions=dict(zip(CONTRASTS, best_weights(X[layer], design, lambdas=lambdas), strict=True)),
+                       layers=layers, baselines=baseline_table(others, material), adjusted=adjusted_table,
+                       learning_curve=controls.learning_curve(X[layer], design, seed=seed),
+                       selectivity=controls.selectivity(X[layer], design, main[TRANSFER].value[0], seed=seed))
+
+
+def check_activations(X: np.ndarray, texts: pd.DataFrame, layer: int) -> np.ndarray:
+    """X in single precision or better. Raises BadInput where it does not fit the texts or holds no usable numbers."""
+    X = np.asarray(X)
+    if X.ndim != 3 or X.shape[1] != len(texts):
+        raise BadInput(f"activations {X.shape} do not fit {len(texts)} texts: [layer, text, d_model] is needed")
+    if not 0 <= layer < len(X):
+        raise BadInput(f"layer {layer}: the activations hold layers 0 to {len(X) - 1}")
+    for i, each in enumerate(X):
+        if not np.isfinite(each).all():
+            raise BadInput(f"activations: NaN or infinite values at layer {i}; extract them again")
+    if len(texts) and not np.ptp(X[layer], axis=0).any():
+        raise BadInput(f"activations: every feature is constant at layer {layer}")
+    return X.astype(np.result_type(X, np.float32), copy=False)
+
+
+def only(values: np.ndarray, rows: np.ndarray, n_texts: int, name: str) -> np.ndarray:
+    """Baseline features as [layer, text, d], the rows of the study alone."""
+    values = np.asarray(values)
+    values = values[None] if values.ndim == 2 else values
+    if values.ndim != 3 or values.shape[1] != n_texts or not np.isfinite(values).all():
+        raise BadInput(f"baseline {name!r}: {values.shape} must be finite and hold a row for each of {n_texts} texts")
+    return values[:, rows].astype(np.result_type(values, np.float32), copy=False)
+
+
+def curves(X: np.ndarray, material: Material, *, layer: int, lambdas: Sequence[float]) -> tuple:
+    """The preregistered layer's areas by evaluation and its scores, and the table over layers and solvers."""
+    design = material.design
+    exact = out_of_fold(dense_source(X[[layer]].astype(np.float64)), design, n_layers=1, lambdas=lambdas)
+    main, tables = evaluate(exact, design), []
+    for solver, use in (("logistic", design), ("ridge", replace(design, folds=design.folds[:RIDGE_REPEATS]))):
+        scores = out_of_fold(dense_source(X), use, n_layers=len(X), lambdas=lambdas, solver=solver, tol=TOL)
+        if solver == "logistic":
+            scores[layer] = exact[0]
+        tables += [long_table(each, design, names=range(len(X)), index="layer").assign(evaluation=name, solver=solver)
+                   for name, each in evaluate(scores, use).items()]
+    table = pd.concat(tables, ignore_index=True)
+    return main, exact[0], table[["layer", "contrast", "evaluation", "solver", "auroc", "ci_low", "ci_high", "d_prime"]]
+
+
+def permutation_test(X: np.ndarray, material: Material, *, layer: int, lambdas: Sequence[float], n_permutations: int,
+                     seed: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Holm-adjusted max-T p-value of each contrast at the preregistered layer; 97.5% quantile of each null."""
+    labels = permuted_labels(material.design, material.classes, material.triplet, n_permutations=n_permutations + 1, seed=seed)
+    T = transfer_null(dense_source(X), material.design, labels, n_layers=len(X), lambdas=lambdas)
+    T = with_macro(T, axis=2)
+    largest, observed = T.max(axis=(0, 1))[:, 1:], T[layer, :, :, 0].max(axis=0)
+    p = holm((1 + (largest >= observed[:, None]).sum(axis=1)) / (1 + n_permutations))
+    return dict(zip(NAMES, p, strict=True)), dict(zip(NAMES, np.quantile(largest, 0.975, axis=1), strict=True))
+
+
+def baselines(material: Material, dense: dict[str, dict[str, np.ndarray]], *, lambdas: Sequence[float],
+              token_ids: Sequence | None) -> dict[str, Baseline]:
+    """Every text baseline in the probe's own folds; `dense` [layer, text, d] by family and name."""
+    design = material.design
+    groups = [("lexical", *lexical_scores(material.texts, design, lambdas=lambdas, token_ids=token_ids))]
+    for family, sources in dense.items():
+        for name, X in sources.items():
+            names = [name] if len(X) == 1 else [f"{name}, layer {i}" for i in range(len(X))]
+            groups.append((family, names, out_of_fold(dense_source(X), design, n_layers=len(X), lambdas=lambdas, tol=TOL)))
+    found = {}
+    for family, names, scores in groups:
+        every = evaluate(scores, design)
+        for i, name in enumerate(names):
+            found[name] = Baseline(family=family, found={k: Areas(v.value[[i]], v.deleted[[i]]) for k, v in every.items()})
+    return found
+
+
+def baseline_table(others: dict[str, Baseline], material: Material) -> pd.DataFrame:
+    """name, family, contrast, direction, T, ci_low, ci_high; direction "transfer" is the endpoint."""
+    tables = [long_table(each, material.design, names=[name], index="name").assign(family=b.family, direction=direction)
+              for name, b in others.items() for direction, each in b.found.items()]
+    return pd.concat(tables, ignore_index=True).rename(columns={"auroc": "T"})[EMPTY["baselines"].split()]
+
+
+def adjust(scores: np.ndarray, material: Material, main: dict[str, Areas], *, n_permutations: int, seed: int) -> tuple:
+    """T adjusted for length and style, and its table with Freedman-Lane p-values (none for the macro mean)."""
+    design, F = material.design, np.array([length(t) + style(t) for t in material.texts["response"]])
+    each = weakest([adjusted_areas(scores, design, d, F) for d in design.directions])
+    found = Areas(with_macro(each.value, axis=1), with_macro(each.deleted, axis=1))
+    p = [freedman_lane(scores, material, F, c, n_permutations=n_permutations, seed=seed) for c in range(len(CONTRASTS))]
+    low, high = jackknife_interval(found.value[0], found.deleted[0])
+    return found, pd.DataFrame({"contrast": NAMES, "T": main[TRANSFER].value[0], "T_adjusted": found.value[0],
+                                "ci_low": low, "ci_high": high, "p": [*p, np.nan]})
+
+
+def weigh(c: int, *, main: dict, adjusted: Areas, others: dict[str, Baseline], p: float, one_register: bool) -> Evidence:
+    """The evidence on contrast number c."""
+    def value(found: Areas) -> Value:
+        return Value(float(found.value[0, c]), found.deleted[0, c])
+
+    T = {name: value(b.found[TRANSFER]) for name, b in others.items()}
+    best = max((name for name in T if others[name].family == "lexical"), key=lambda name: T[name].value)
+    encoders = [T[name] for name in T if others[name].family == "contextual"]
+    return Evidence(T=value(main[TRANSFER]), adjusted=value(adjusted), lexical=T[best], lexical_name=best, p=float(p),
+                    encoder=max(encoders, key=lambda v: v.value, default=None), one_register=one_register)
+
+
+def ruled(e: Evidence, about: Result, contrast: str, thresholds: Probes, *, literal: Areas, rates: dict) -> Result:
+    """The result row of one contrast. Literal: the interval of the plain register's own AUROC lies above chance."""
+    c = NAMES.index(contrast)
+    within = Value(float(literal.value[0, c]), literal.deleted[0, c])
+    verdict, reason = rule(e, thresholds)
+    return replace(about, metric=f"{contrast} transfer AUROC", literal_value=within.value, literal_verdict=PASS if within.low > 0.5 else FAIL,
+                   verdict=verdict, reason=reason, flags=flags(e, thresholds), estimate=e.T.value, ci_low=e.T.low, ci_high=e.T.high, p=e.p,
+                   p_literal_N0=float(rates["N0"][c]), p_literal_N1=float(rates["N1"][c]), text_baseline=e.lexical.value,
+                   text_baseline_name=e.lexical_name, power=power(e, thresholds, n_clusters=about.n_clusters))

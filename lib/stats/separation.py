@@ -1,7 +1,7 @@
 """Are perspective-taking (C) and warmth (A) different directions? κ, its interval, and every construction beside it.
 
-κ = U(c, a) / √(U(c, c) U(a, a)) with c_s = x_{s,C} − v̄_s, a_s = x_{s,A} − v̄_s and v̄_s the mean of the same scenario's
-valence-stripped texts: the cosine of the population means, free of shared noise. The literal criterion, the cosine of
+κ = U(c, a) / √(U(c, c) U(a, a)) with c_s = x_{s,C} − v̄_s, a_s = x_{s,A} − v̄_s and v̄_s the mean of the same
+scenario's valence-stripped texts: the cosine of the population means, free of shared noise. The literal criterion, the cosine of
 one-vs-rest mean differences, is decided by its construction (`lib.stats.constructions`) and reported beside it.
 """
 
@@ -18,10 +18,9 @@ from lib.params import Separation
 from lib.stats import constructions, mtmm
 from lib.stats.constructions import NEUTRAL, kappa, kappa_split, mean_cosines, trait_products
 from lib.stats.triplets import Scenarios, check, find_scenarios
-from lib.stats.ustat import MIN_CLUSTERS, CrossFitted, cluster_sums, cosine, jackknife
+from lib.stats.ustat import MIN_CLUSTERS, cluster_sums, cosine, jackknife
 from lib.stats.verdicts import FAIL, INCONCLUSIVE, PASS, Result
 from lib.stats.whitening import cross_fitted, exchangeable, residuals
-
 
 COLUMNS = ["register", "metric", "kappa", "se", "ci_low", "ci_high", "kappa_D", "kappa_D_low", "kappa_D_high",
            "reliability_C", "reliability_A", "swap_p", "n", "n_clusters"]
@@ -149,7 +148,7 @@ def generic(estimate: float, draws: list[dict]) -> bool:
 
 
 def register_flags(paired: tuple[np.ndarray, np.ndarray] | None) -> tuple[list[str], pd.DataFrame]:
-    """LEXICAL or ONE-REGISTER, and the multitrait-multimethod table of (values [S, 9, d], codes) (None: one register)."""
+    """LEXICAL or ONE-REGISTER, and the multitrait-multimethod table of (values [S, 9, d], codes); None: one register."""
     if paired is None:
         return ["ONE-REGISTER"], pd.DataFrame(columns=mtmm.COLUMNS)
     products = trait_products(*paired)
@@ -201,7 +200,8 @@ def power(row: pd.Series, thresholds: Separation) -> str:
 def undecided(X: np.ndarray, empathy: Scenarios, reason: str, *, thresholds: Separation,
               about: dict) -> SeparationReport:
     """INCONCLUSIVE with its reason; the literal value needs empathy texts only and is given where there are any."""
-    literal = float("nan") if not len(empathy.rows) else mean_cosines(X[empathy.rows].astype(float).mean(0))["one_vs_rest"]
+    means = X[empathy.rows].astype(float).mean(0) if len(empathy.rows) else np.zeros((3, X.shape[1]))
+    literal = mean_cosines(means)["one_vs_rest"]
     result = Result(**about, literal_value=literal, literal_verdict=literally(literal, thresholds),
                     verdict=INCONCLUSIVE, reason=reason, n=len(empathy.rows), n_clusters=empathy.n_clusters)
     return SeparationReport(result=result, metrics=pd.DataFrame(columns=COLUMNS),

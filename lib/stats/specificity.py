@@ -69,13 +69,13 @@ def specificity(X: np.ndarray, texts: pd.DataFrame, *, thresholds: Specificity, 
     transfer = cells.pivot(index="train", columns="test", values="accuracy").loc[list(CONDITIONS), list(CONDITIONS)]
 
     verdict, reason = decide(table, found, transfer, thresholds)
-    worst = max((found["euclidean"]["E", c] for c in CONTROLS), key=lambda o: np.nan_to_num(o.estimate, nan=np.inf))
+    worst = headline(found["euclidean"], thresholds)
     literal = literal_value(blocks)
     rates = literal_rates(raw, thresholds, seed=seed)
     result = Result(
         **about, literal_value=literal, literal_verdict=literally(literal, thresholds), verdict=verdict, reason=reason,
-        flags=("SPECIFIC",) if specific(products["euclidean"]) else (), estimate=worst.estimate, ci_low=float(worst.low),
-        ci_high=float(worst.high), p=overlap_p(found, thresholds),
+        flags=("SPECIFIC",) if specific(products["euclidean"]) else (),
+        estimate=worst.estimate, ci_low=float(worst.low), ci_high=float(worst.high), p=overlap_p(found, thresholds),
         null=f"overlap with a control of {thresholds.overlap_max:g} or more, in either metric (jackknife t)",
         reliability=float(np.min(reliabilities(table))), p_literal_N0=rates["N0"], p_literal_N1=rates["N1"],
         power=power(worst, thresholds), n=sum(len(codes) for _, codes in raw.values()), n_clusters=n_clusters)
@@ -87,7 +87,8 @@ def gather(X: np.ndarray, texts: pd.DataFrame) -> tuple[dict[str, Block], int]:
     found = {part: find_triplets(texts, condition=condition) for part, condition in CONDITIONS.items()}
     clusters, codes = np.unique(np.concatenate([f.cluster for f in found.values()]), return_inverse=True)
     codes = np.split(codes, np.cumsum([len(f) for f in found.values()])[:-1])
-    return {part: (X[f.rows].astype(float), own) for (part, f), own in zip(found.items(), codes, strict=True)}, len(clusters)
+    blocks = {part: (X[f.rows].astype(float), own) for (part, f), own in zip(found.items(), codes, strict=True)}
+    return blocks, len(clusters)
 
 
 def too_little(blocks: dict[str, Block]) -> str:
@@ -161,13 +162,24 @@ def overlap_p(found: dict[str, dict], thresholds: Specificity) -> float:
     return float(np.max([o["E", c].p_below(thresholds.overlap_max) for o in found.values() for c in CONTROLS]))
 
 
+def same_structure(interval: Interval, thresholds: Specificity) -> bool:
+    """Whether the 90% interval of an overlap lies inside the equivalence bounds (two one-sided tests at 5%)."""
+    low, high = interval.at(0.90)
+    return thresholds.equivalence_low <= low and high <= thresholds.equivalence_high
+
+
+def headline(found: dict[tuple[str, str], Interval], thresholds: Specificity) -> Interval:
+    """The overlap the row shows: the control that decides a FAIL, else the larger defined one."""
+    intervals = [found["E", control] for control in CONTROLS]
+    return max(intervals, key=lambda o: (same_structure(o, thresholds), np.nan_to_num(o.estimate, nan=-np.inf)))
+
+
 def decide(table: pd.DataFrame, found: dict[str, dict[tuple[str, str], Interval]], transfer: pd.DataFrame,
            thresholds: Specificity) -> tuple[str, str]:
     """The calibrated verdict and the rule that decided it."""
     low, high, bound = thresholds.equivalence_low, thresholds.equivalence_high, thresholds.overlap_max
     for control in CONTROLS:
-        interval = found["euclidean"]["E", control].at(0.90)
-        if low <= interval[0] and interval[1] <= high:
+        if same_structure(found["euclidean"]["E", control], thresholds):
             return FAIL, f"{CONDITIONS[control]}: the 90% interval of the overlap lies inside [{low:g}, {high:g}]"
     missed = [f"{CONDITIONS[part]}: reliability {value:.2f} is below {thresholds.reliability_min:g}"
               for part, value in zip(CONDITIONS, reliabilities(table), strict=True)

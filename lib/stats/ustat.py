@@ -1,8 +1,8 @@
 """Unbiased inner products of mean vectors, and a jackknife that costs next to nothing.
 
 `U(p, q)` is the mean of ⟨p_s, q_t⟩ over pairs of scenarios s, t in *different* clusters. Noise of one scenario, or of
-one cluster, never meets itself, so E[U(p, q)] = ⟨E p, E q⟩, where ⟨p̄, q̄⟩ of two plain means is too large by the shared
-noise. With cluster sums P_g and T = Σ_g P_g:
+one cluster, never meets itself, so E[U(p, q)] = ⟨E p, E q⟩, where ⟨p̄, q̄⟩ of two plain means is too large by the
+shared noise. With cluster sums P_g and T = Σ_g P_g:
 
     U · (number of pairs) = ⟨T, T⟩ − Σ_g ⟨P_g, P_g⟩,    without cluster g: the same − ⟨P_g, T⟩ − ⟨T, P_g⟩ + 2 ⟨P_g, P_g⟩
 
@@ -22,7 +22,7 @@ MIN_CLUSTERS = 10  # a jackknife of fewer clusters has no degrees of freedom wor
 
 @dataclass(frozen=True, kw_only=True)
 class Products:
-    """Inner products of K mean vectors: `full` [K, K] by U, `loo` [G, K, K] without cluster g, `plain` [K, K] biased."""
+    """Inner products of K mean vectors: `full` [K, K] by U, `loo` [G, K, K] without each cluster, `plain` biased."""
 
     full: np.ndarray
     loo: np.ndarray
@@ -113,6 +113,13 @@ def cross_products(sums: np.ndarray, counts: np.ndarray, *, metric: "Callable | 
     means = sums.sum(0) / counts.sum(0)[:, None]
     plain = means @ np.mean([each(means) for each in maps], axis=0).T
     return Products(full=full / n_full, loo=loo / n_loo, plain=plain)
+
+
+def cross_means(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Euclidean U [K, K] alone of cluster sums [G, K, d] with `counts` [G]: simulations need no jackknife."""
+    total = sums.sum(0)
+    own = np.tensordot(sums, sums, axes=([0, 2], [0, 2]))
+    return (total @ total.T - own) / (counts.sum() ** 2 - (counts**2).sum())
 
 
 def _identity(rows: np.ndarray) -> np.ndarray:

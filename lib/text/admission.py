@@ -6,10 +6,11 @@ A reply that is turned down stays in the journal; the word for why is counted an
 import json
 import re
 from collections.abc import Iterable
+from functools import cache
 
+from lib.text.clusters import scenario_cosines
 from lib.text.features import FUNCTION_WORDS, words
 from lib.text.journal import WORKED, Reply
-from lib.text.leakage import scenario_cosines
 
 FINISHED = ("end_turn", "stop_sequence")
 RESPONSE_WORDS, SCENARIO_WORDS = (35, 65), (12, 50)
@@ -37,11 +38,15 @@ def fields_of(reply: Reply, names: Iterable[str]) -> dict:
         found = {name: content[name].strip() if isinstance(content[name], str) else content[name] for name in names}
     except (ValueError, TypeError, KeyError, RecursionError):
         raise Rejected("malformed", "it was not the JSON object asked for") from None
-    texts = {name: value for name, value in found.items() if name != "naturalness"}
-    if any(not isinstance(text, str) or "\x00" in text or not text.isprintable() and not text.replace("\n", "").isprintable()
-           for text in texts.values()) or any(not text for name, text in texts.items() if name != "safety_step"):
+    if not all(is_plain(value) or (name == "safety_step" and value == "") or (name == "naturalness" and value in range(1, 6))
+               for name, value in found.items()):
         raise Rejected("malformed", "a field was empty or not plain text")
     return found
+
+
+def is_plain(value) -> bool:
+    """A text that is not empty and holds nothing unprintable but line breaks."""
+    return isinstance(value, str) and value.replace("\n", " ").isprintable() and value != ""
 
 
 def check_texts(texts: dict[str, str], *, limits: tuple[int, int] = RESPONSE_WORDS) -> None:
@@ -79,6 +84,7 @@ def check_new(texts: Iterable[str], known: Iterable[str]) -> None:
         seen.append(own)
 
 
+@cache
 def grams(text: str, n: int = 5) -> frozenset[tuple[str, ...]]:
     found = re.findall(r"\w+", text.lower())
     return frozenset(tuple(found[i:i + n]) for i in range(max(1, len(found) - n + 1)))

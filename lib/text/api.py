@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from itertools import takewhile
 
 import anthropic
 import httpx2
@@ -96,42 +97,38 @@ class Api:
         return anthropic.Anthropic(api_key=api_key(), base_url=self.base_url, max_retries=0, timeout=self.pace.timeout_s)
 
     def message(self, request: Request) -> str:
-        """The raw body of one paid reply."""
+        """The raw body of one paid reply; one try."""
         with self._errors():
             return self.client.messages.with_raw_response.create(**request.params).text()
 
-    def count(self, request: Request) -> int:
-        """Input tokens of a request, by the API's own (free) count."""
-        params = {name: value for name, value in request.params.items() if name != "max_tokens"}
-        with self._errors():
-            return self.client.messages.count_tokens(**params).input_tokens
-
     def create_batch(self, requests: list[Request]) -> str:
-        """The id of a new batch; each request's key is its custom id."""
+        """The id of a new batch, each request's key its custom id; one try."""
         with self._errors():
             items = [{"custom_id": request.key, "params": request.params} for request in requests]
             return self.client.messages.batches.create(requests=items).id
 
+    def count(self, request: Request) -> int:
+        """Input tokens of a request, by the API's own (free) count."""
+        params = {name: value for name, value in request.params.items() if name != "max_tokens"}
+        return self._free(lambda: self.client.messages.count_tokens(**params).input_tokens)
+
     def results(self, batch: str) -> list[str]:
         """The raw result lines of a batch, in no particular order; waits until it has ended."""
-        with self._errors():
-            while self.client.messages.batches.retrieve(batch).processing_status != "ended":
-                pause(self.pace.poll_s)
-            return self.client.messages.batches.with_raw_response.results(batch).text().splitlines()
+        batches = self.client.messages.batches
+        while self._free(lambda: batches.retrieve(batch).processing_status) != "ended":
+            pause(self.pace.poll_s)
+        return self._free(lambda: batches.with_raw_response.results(batch).text().splitlines())
 
-    def recent_batches(self, since: datetime) -> list[tuple[str, int]]:
-        """`(id, number of requests)` of the batches created since then, newest first."""
-        found = []
-        with self._errors():
-            for batch in self.client.messages.batches.list(limit=100):
-                if batch.created_at < since:
-                    break
-                found.append((batch.id, sum(batch.request_counts.to_dict().values())))
-        return found
+    def batches_between(self, since: datetime, until: datetime) -> list[tuple[str, int]]:
+        """`(id, number of requests)` of the batches created in that time, newest first."""
+        def found() -> list[tuple[str, int]]:
+            recent = takewhile(lambda batch: batch.created_at >= since, self.client.messages.batches.list(limit=100))
+            return [(batch.id, sum(batch.request_counts.to_dict().values())) for batch in recent if batch.created_at <= until]
+        return self._free(found)
 
     def retry(self, call: Callable):
         """`call()`, tried again while it raises `Unavailable`; anything else, the budget's refusal too, is terminal."""
-        backoff = wait_exponential_jitter(initial=self.pace.first_wait_s, max=self.pace.max_wait_s, jitter=self.pace.first_wait_s)
+        backoff = wait_exponential_jitter(multiplier=self.pace.first_wait_s, max=self.pace.max_wait_s, jitter=self.pace.first_wait_s)
 
         def wait(state) -> float:
             asked = state.outcome.exception().retry_after
@@ -139,12 +136,19 @@ class Api:
         return Retrying(retry=retry_if_exception_type(Unavailable), stop=stop_after_attempt(self.pace.tries), wait=wait,
                         reraise=True)(call)
 
+    def _free(self, call: Callable):
+        """A call that costs nothing, hence may simply be made again."""
+        def once():
+            with self._errors():
+                return call()
+        return self.retry(once)
+
     @contextmanager
     def _errors(self):
         """SDK errors, transport errors and bodies that are not the API's as ours, without the key and without a chain."""
         try:
             yield
-        except BadInput:
+        except BadInput:  # a ValueError too
             raise
         except (anthropic.AnthropicError, httpx2.HTTPError, ValueError, TypeError, AttributeError) as error:
             meaning = sorted_out(error)

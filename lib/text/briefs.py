@@ -81,12 +81,12 @@ class Slot:
     valence: str
 
 
-def plan(n: int, *, seed: int) -> list[Slot]:
+def plan(n: int, *, seed: int, prefix: str = "g") -> list[Slot]:
     """`n` slots stratified over context, domain, who is affected and weight; `plan(m)` begins with `plan(n)`."""
     slots = []
     for i in range(n):
         domains = np.random.default_rng([seed, i // len(DOMAINS)]).permutation(DOMAINS)
-        slots.append(Slot(id=f"g{i + 1:03d}", number=i, context=CONTEXTS[i % len(CONTEXTS)],
+        slots.append(Slot(id=f"{prefix}{i + 1:03d}", number=i, context=CONTEXTS[i % len(CONTEXTS)],
                           domain=str(domains[i % len(DOMAINS)]), person=("self", "other")[i // 5 % 2],
                           valence=("strong", "mild")[i // 10 % 2]))
     return slots

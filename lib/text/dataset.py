@@ -48,7 +48,7 @@ class Item(BaseModel):
     scenario: Text
     context: Context = ""
     domain: str = ""
-    register: Literal["plain", "counter"] = "plain"
+    register: Literal["plain", "counter"] = "plain"  # noqa: A003
 
 
 class Triplet(Item):
@@ -202,7 +202,7 @@ def export_seed_schema(texts: pd.DataFrame) -> dict[str, dict]:
             ["condition", "register", "item"], sort=False):
         name, key = names[condition, register]
         first = rows.iloc[0]
-        item = {"id": text_id.split("/", 1)[1], "scenario": first.scenario, "context": first.context or "", "domain": first.domain or ""}
+        item = {"id": text_id.split("/", 1)[1], "scenario": first.scenario, "context": first.context, "domain": first.domain}
         if condition == "valence_stripped":
             item["triplet_id"] = first.scenario_id
         item |= dict(zip(rows.label, rows.response, strict=True))

@@ -1,8 +1,7 @@
 """The lexical family: every way we know to tell two sorts of text apart by their surface.
 
-A probe on a model's activations says something about the model only where these fail. Each `Baseline` holds counts of
-the whole corpus, which need no fitting; vocabulary, inverse document frequencies, means and scales are fitted on the
-training rows that `matrix` and `gram` are given, and on nothing else.
+A probe on a model's activations says something about the model only where these fail. What a baseline learns from
+texts (vocabulary, document frequencies, means, scales, class counts) it learns from the training rows alone.
 """
 
 import re
@@ -16,7 +15,6 @@ from sklearn.feature_extraction.text import CountVectorizer
 from lib.errors import BadInput
 
 WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
-SCALES = ("l1-std", "l2", "binary")
 FUNCTION_WORDS = frozenset("""
 a about above after again against all almost along already also although always am an and another any anyone anything
 are aren't around as at away back be because been before being below between both but by can can't cannot could couldn't
@@ -35,45 +33,51 @@ yourself
 
 
 @dataclass(frozen=True)
-class Baseline:
-    """One text representation with one classifier. `counts` [text, feature] needs no fitting.
+class Counted:
+    """Counts [text, feature] of a corpus; `names` are read when weights are shown."""
 
-    scale: "std" (standardise), "l1-std" (divide by the row's sum, then standardise), "l2", "binary" or "tfidf".
-    model: "logistic" (penalty chosen by inner folds) or "naive bayes" (multinomial; Bernoulli where scale is binary).
+    counts: sparse.csr_matrix
+    names: Callable[[], Sequence[str]]
+
+    def common(self) -> sparse.csr_matrix:
+        """The columns that occur in two texts or more: no other can say anything about a text it was not seen in."""
+        return self.counts[:, document_frequency(self.counts) >= 2]
+
+
+Gram = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""(training rows, rows) -> inner products [row, training row] of features fitted on the training rows."""
+
+
+@dataclass(frozen=True)
+class Logistic:
+    """A baseline for the dual solver, by its inner products."""
+
+    name: str
+    gram: Gram
+
+
+@dataclass(frozen=True)
+class NaiveBayes:
+    """A baseline with class-conditional token rates, add-one smoothed: multinomial, or Bernoulli where `binary`.
+
+    X [text, feature] is counts, 0/1, or rows of another norm, which are brought to the size of a mean text.
     """
 
     name: str
-    counts: sparse.csr_matrix
-    scale: str
-    model: str = "logistic"
-    names: Callable[[], Sequence[str]] | None = None
+    X: sparse.csr_matrix
+    binary: bool
 
-    def matrix(self, train: np.ndarray) -> sparse.csr_matrix | np.ndarray:
-        """Features [text, feature] of all rows, fitted on the rows `train`; a feature unseen in training is zero."""
-        counts, df = self.counts, document_frequency(self.counts[train])
-        if self.scale == "std":
-            return standardise(counts.toarray(), train)
-        counts = counts[:, df >= (2 if self.scale == "l1-std" else 1)]
-        if self.scale == "binary":
-            return (counts > 0).astype(np.float64)
-        if self.scale == "tfidf":
-            idf = np.log((1 + len(train)) / (1 + df[df >= 1])) + 1
-            return norm_rows(counts @ sparse.diags(idf), order=2)
-        scaled = norm_rows(counts, order=1 if self.scale == "l1-std" else 2)
-        if self.model == "naive bayes" or self.scale == "l2":
-            return scaled
-        return standardise(scaled.toarray(), train)
-
-    def gram(self, train: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Inner products [row, training row] of the fitted features."""
-        X = self.matrix(train)
-        K = X[rows] @ X[train].T
-        return K.toarray() if sparse.issparse(K) else K
-
-    def columns(self, train: np.ndarray) -> np.ndarray:
-        """Names of the columns of `matrix(train)`."""
-        keep = document_frequency(self.counts[train]) >= {"std": 0, "l1-std": 2}.get(self.scale, 1)
-        return np.asarray(self.names() if self.names else np.arange(len(keep)).astype(str), dtype=object)[keep]
+    def scores(self, train: np.ndarray, rows: np.ndarray, Y: np.ndarray) -> np.ndarray:
+        """Log-odds [contrast, row] after training on Y [contrast, training row] of +1, -1 and 0 (left out)."""
+        X = self.X[train]
+        first, second = ((Y == sign).astype(float) @ X for sign in (1, -1))
+        seen = document_frequency(X) > 0
+        if self.binary:
+            p, q = ((n + 1) / ((Y == sign).sum(axis=1, keepdims=True) + 2) for n, sign in ((first, 1), (second, -1)))
+            weights, offset = np.log(p / (1 - p)) - np.log(q / (1 - q)), np.log(1 - p) - np.log(1 - q)
+            return (self.X[rows] @ (weights * seen).T + (offset * seen).sum(axis=1)).T
+        p, q = ((n + 1) / (n + 1).sum(axis=1, keepdims=True) for n in (first, second))
+        return (self.X[rows] @ ((np.log(p) - np.log(q)) * seen).T).T
 
 
 def document_frequency(counts: sparse.csr_matrix) -> np.ndarray:
@@ -81,17 +85,52 @@ def document_frequency(counts: sparse.csr_matrix) -> np.ndarray:
     return np.bincount(counts.indices[counts.data != 0], minlength=counts.shape[1])
 
 
-def norm_rows(counts: sparse.csr_matrix, *, order: int) -> sparse.csr_matrix:
+def scaled_rows(counts: sparse.csr_matrix, *, order: int) -> sparse.csr_matrix:
     """Rows divided by their L1 or L2 norm; empty rows stay empty."""
     norm = np.asarray(abs(counts).power(order).sum(axis=1)).ravel() ** (1 / order)
     return (sparse.diags(1 / np.where(norm > 0, norm, 1)) @ counts).tocsr()
 
 
-def standardise(X: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """Columns centred and scaled by the training rows; columns constant there become zero."""
-    mean, std = X[train].mean(axis=0), X[train].std(axis=0)
-    constant = std <= 1e-12 * np.maximum(1, abs(mean))
-    return np.where(constant, 0, (X - mean) / np.where(constant, 1, std))
+def fixed(X: sparse.csr_matrix) -> Gram:
+    """Nothing to fit: tokens unseen in training have no inner product with a training row."""
+    K = (X @ X.T).toarray().astype(np.float32)
+    return lambda train, rows: K[rows[:, None], train]
+
+
+def standardised(X: np.ndarray, *, min_texts: int = 1) -> Gram:
+    """Columns centred and scaled by the training rows; those in fewer than `min_texts` of them are left out."""
+    X = np.ascontiguousarray(X, np.float32)
+    floor = 1e-6 * X.var(axis=0)
+
+    def gram(train: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        Z = X[train]
+        keep = (np.count_nonzero(Z, axis=0) >= min_texts) & (Z.var(axis=0) > floor)
+        mean, scale = Z[:, keep].mean(axis=0), 1 / Z[:, keep].std(axis=0)
+        return ((X[rows][:, keep] - mean) * scale) @ ((Z[:, keep] - mean) * scale).T
+
+    return gram
+
+
+def tfidf(counted: Counted) -> Gram:
+    """Rows of count x (1 + log((1 + n) / (1 + df))) with df from n training rows, divided by their L2 norms.
+
+    Columns found in one text only enter through that text's norm, and only where it is a training row.
+    """
+    C = counted.common().toarray().astype(np.float32)
+    squares = C**2
+    rare = np.asarray(counted.counts.power(2).sum(axis=1)).ravel() - squares.sum(axis=1)
+
+    def gram(train: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        Z = C[train]
+        df = np.count_nonzero(Z, axis=0)
+        idf = np.where(df > 0, np.log((1 + len(train)) / (1 + df)) + 1, 0).astype(np.float32)
+        alone = np.zeros(len(C))
+        alone[train] = (np.log((1 + len(train)) / 2) + 1) ** 2 * rare[train]
+        norm = np.sqrt(np.maximum(squares @ idf**2 + alone, 1e-12)).astype(np.float32)
+        K = C[rows] @ (Z * idf**2).T / norm[rows, None] / norm[train]
+        return K + (rows[:, None] == train) * (alone / norm**2)[train].astype(np.float32)
+
+    return gram
 
 
 def words(text: str) -> list[str]:
@@ -100,7 +139,7 @@ def words(text: str) -> list[str]:
 
 
 def style(text: str) -> list[float]:
-    """Twelve numbers about form: sentences, word length, case, punctuation and person, per word where they grow."""
+    """Thirteen numbers about form: sentences, word length, variety, case, punctuation and person, per word."""
     tokens = words(text)
     spelled = [t for t in tokens if t[0].isalnum()]
     n, lower = max(len(spelled), 1), [t.lower() for t in spelled]
@@ -122,26 +161,34 @@ def opener(text: str) -> list[str]:
     return [f"{i}:{w}" for i, w in enumerate(first)] + [" ".join(first[:2])]
 
 
-def counted(texts: Sequence, analyzer: Callable) -> tuple[sparse.csr_matrix, Callable]:
-    """Counts [text, feature] of what `analyzer` returns, and the features' names."""
+def count(texts: Sequence, analyzer: Callable) -> Counted:
+    """Counts of what `analyzer` finds in each text."""
     vectorizer = CountVectorizer(analyzer=analyzer)
     try:
-        return vectorizer.fit_transform(texts).astype(np.float64), vectorizer.get_feature_names_out
-    except ValueError:
-        return sparse.csr_matrix((len(texts), 1)), lambda: ["(none)"]
+        return Counted(vectorizer.fit_transform(texts).astype(np.float64), vectorizer.get_feature_names_out)
+    except ValueError:  # not a single feature in the whole corpus
+        return Counted(sparse.csr_matrix((len(texts), 1)), lambda: ["(none)"])
 
 
-def dense(texts: Sequence[str], describe: Callable) -> sparse.csr_matrix:
-    return sparse.csr_matrix(np.array([describe(t) for t in texts], dtype=np.float64))
+def ngrams(texts: Sequence[str]) -> Counted:
+    """Words and pairs of words, lower case."""
+    return count([t.lower().replace("’", "'") for t in texts], CountVectorizer(ngram_range=(1, 2)).build_analyzer())
 
 
-def bags(label: str, counts: sparse.csr_matrix, names: Callable) -> list[Baseline]:
+def bags(label: str, counted: Counted) -> list[Logistic | NaiveBayes]:
     """A bag of tokens under the three scalings and the two classifiers."""
-    return [Baseline(f"{label}, {scale}, {model}", counts, scale, model, names)
-            for scale in SCALES for model in ("logistic", "naive bayes")]
+    counts = counted.counts
+    l1, l2, binary = scaled_rows(counts, order=1), scaled_rows(counts, order=2), (counts > 0).astype(np.float64)
+    like_text = {name: X * (counts.sum() / max(X.sum(), 1e-12)) for name, X in (("L1", l1), ("L2", l2))}
+    common = document_frequency(counts) >= 2
+    return [Logistic(f"{label}, L1 standardised, logistic", standardised(l1[:, common].toarray(), min_texts=2)),
+            Logistic(f"{label}, L2, logistic", fixed(l2)), Logistic(f"{label}, binary, logistic", fixed(binary)),
+            NaiveBayes(f"{label}, L1, naive Bayes", like_text["L1"], False),
+            NaiveBayes(f"{label}, L2, naive Bayes", like_text["L2"], False),
+            NaiveBayes(f"{label}, binary, naive Bayes", binary, True)]
 
 
-def family(texts: Sequence[str], *, token_ids: Sequence[Sequence[int]] | None = None) -> list[Baseline]:
+def family(texts: Sequence[str], *, token_ids: Sequence[Sequence[int]] | None = None) -> list[Logistic | NaiveBayes]:
     """All lexical baselines of methods.md §2 on these texts; bags of the model's own tokens where ids are given."""
     texts = list(texts)
     if not all(isinstance(t, str) and t.strip() for t in texts):
@@ -149,22 +196,15 @@ def family(texts: Sequence[str], *, token_ids: Sequence[Sequence[int]] | None = 
     if token_ids is not None and len(token_ids) != len(texts):
         raise BadInput(f"token_ids: {len(token_ids)} lists for {len(texts)} texts")
     low = [t.lower().replace("’", "'") for t in texts]
-    grams = CountVectorizer(ngram_range=(1, 2)).build_analyzer()
-    chars = CountVectorizer(ngram_range=(2, 4), analyzer="char_wb").build_analyzer()
-    found = [
-        Baseline("length", dense(texts, length), "std", names=lambda: ["words", "characters"]),
-        Baseline("style", dense(texts, style), "std"),
-        Baseline("function words", *_scaled(low, lambda t: [w for w in words(t) if w in FUNCTION_WORDS], "l1-std")),
-        Baseline("first three words", *_scaled(texts, opener, "l2")),
-        Baseline("TF-IDF 1-2-grams", *_scaled(low, grams, "tfidf")),
-        Baseline("TF-IDF characters 2-4", *_scaled(low, chars, "tfidf")),
-        *bags("words", *counted(texts, words)),
-    ]
+    function = count(low, lambda t: [w for w in words(t) if w in FUNCTION_WORDS])
+    chars = count(low, CountVectorizer(ngram_range=(2, 4), analyzer="char_wb").build_analyzer())
+    found = [Logistic("length", standardised(np.array([length(t) for t in texts]))),
+             Logistic("style", standardised(np.array([style(t) for t in texts]))),
+             Logistic("function words", standardised(scaled_rows(function.counts, order=1).toarray(), min_texts=2)),
+             Logistic("first three words", fixed(scaled_rows(count(texts, opener).counts, order=2))),
+             Logistic("TF-IDF 1-2-grams", tfidf(ngrams(texts))),
+             Logistic("TF-IDF characters 2-4", tfidf(chars)),
+             *bags("words", count(texts, words))]
     if token_ids is not None:
-        found += bags("model tokens", *counted([[str(int(i)) for i in ids] for ids in token_ids], list))
+        found += bags("model tokens", count([[str(int(i)) for i in ids] for ids in token_ids], list))
     return found
-
-
-def _scaled(texts: Sequence, analyzer: Callable, scale: str) -> tuple:
-    counts, names = counted(texts, analyzer)
-    return counts, scale, "logistic", names

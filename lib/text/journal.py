@@ -94,9 +94,12 @@ class Journal:
         """Append records in one go; they are on disk when this returns."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         lines = [self.redact(json.dumps({**record, "time": now}, ensure_ascii=False, sort_keys=True)) for record in records]
-        self._file.write("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogatepass"))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.write("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogatepass"))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise BadInput(f"{self.path.name}: cannot be written ({error.strerror}); free space, then run again") from None
         self.records += [json.loads(line) for line in lines]
 
     def redact(self, text: str) -> str:

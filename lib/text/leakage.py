@@ -15,10 +15,10 @@ from lib.errors import BadInput
 from lib.params import Probes
 from lib.stats.auroc import jackknife_interval
 from lib.stats.contrasts import Areas, Design, areas, make_design, weakest
-from lib.stats.crossfit import LAMBDAS, out_of_fold
-from lib.stats.solver import logistic
+from lib.stats.crossfit import LAMBDAS, gram_source, out_of_fold
+from lib.stats.solver import Dual, logistic
 from lib.text.clusters import scenario_cosines
-from lib.text.features import Baseline, family
+from lib.text.features import Logistic, NaiveBayes, document_frequency, family, ngrams, scaled_rows, tfidf
 
 EMPATHY = {"C/A": ("cognitive", "affective"), "C/I": ("cognitive", "instrumental"), "A/I": ("affective", "instrumental")}
 MIN_SCENARIOS = 10
@@ -40,45 +40,18 @@ class LeakageReport:
 
 def lexical_scores(texts: pd.DataFrame, design: Design, *, lambdas: Sequence[float] = LAMBDAS,
                    token_ids: Sequence | None = None) -> tuple[list[str], np.ndarray]:
-    """Names and out-of-fold scores [baseline, repeat, training register, text, contrast] of the lexical family."""
+    """Names and out-of-fold scores [baseline, repeat, training register, contrast, text] of the lexical family."""
     baselines = family(texts["response"], token_ids=token_ids)
-    fitted = [b for b in baselines if b.model == "logistic"]
-    counted = [b for b in baselines if b.model == "naive bayes"]
-
-    def gram(train, rows):
-        return np.stack([b.gram(train, rows) for b in fitted])
-
-    scores = out_of_fold(gram, design, n_layers=len(fitted), lambdas=lambdas)
-    bayes = np.stack([naive_bayes_scores(b, design) for b in counted])
-    return [b.name for b in (*fitted, *counted)], np.concatenate([scores, bayes])
-
-
-def naive_bayes_scores(baseline: Baseline, design: Design) -> np.ndarray:
-    """Out-of-fold log-odds [repeat, training register, text, contrast] of naive Bayes with add-one smoothing."""
-    out = np.zeros((len(design.folds), len(design.registers), *design.Y.shape))
-    for repeat, fold in enumerate(design.folds):
-        for r in range(len(design.registers)):
-            for k in range(fold.max() + 1):
-                train = np.flatnonzero((design.register == r) & (fold != k))
-                weights = naive_bayes(baseline, train, design.Y[train])
-                test = fold == k
-                out[repeat, r, test] = weights(test)
-    return out
-
-
-def naive_bayes(baseline: Baseline, train: np.ndarray, Y: np.ndarray):
-    """A function from rows to log-odds [row, contrast]; rows are rescaled to counts of the mean text's size."""
-    X = baseline.matrix(train)
-    if baseline.scale != "binary":
-        X = X * (baseline.counts[train].sum() / max(X[train].sum(), 1e-12))
-    positive, negative = X[train].T @ (Y > 0), X[train].T @ (Y < 0)
-    if baseline.scale == "binary":
-        p, q = ((c + 1) / (n + 2) for c, n in ((positive, (Y > 0).sum(0)), (negative, (Y < 0).sum(0))))
-        weights, offset = np.log(p / (1 - p)) - np.log(q / (1 - q)), (np.log(1 - p) - np.log(1 - q)).sum(0)
-    else:
-        p, q = ((c + 1) / (c + 1).sum(0) for c in (positive, negative))
-        weights, offset = np.log(p) - np.log(q), 0
-    return lambda rows: X[rows] @ weights + offset
+    solved = [b for b in baselines if isinstance(b, Logistic)]
+    counted = [b for b in baselines if isinstance(b, NaiveBayes)]
+    scores = out_of_fold(gram_source([b.gram for b in solved]), design, n_layers=len(solved), lambdas=lambdas, tol=1e-4)
+    bayes = np.zeros((len(counted), *scores.shape[1:]))
+    for repeat, r, k in np.ndindex(len(design.folds), len(design.registers), design.n_folds):
+        test = design.folds[repeat] == k
+        train = np.flatnonzero((design.register == r) & ~test)
+        for i, baseline in enumerate(counted):
+            bayes[i, repeat, r][:, test] = baseline.scores(train, np.flatnonzero(test), design.Y[:, train])
+    return [b.name for b in (*solved, *counted)], np.concatenate([scores, bayes])
 
 
 def audit(texts: pd.DataFrame, *, thresholds: Probes, seed: int, n_repeats: int = 2,
@@ -163,16 +136,19 @@ def is_leaky(best: pd.DataFrame, thresholds: Probes) -> tuple[bool, str]:
 
 def heavy_ngrams(rows: pd.DataFrame, design: Design, *, top: int = 10) -> pd.DataFrame:
     """The n-grams with the largest weights on either side (TF-IDF logistic on all texts of a register)."""
-    baseline = next(b for b in family(rows["response"]) if b.name == "TF-IDF 1-2-grams")
     found = []
     for r, register in enumerate(design.registers):
         train = np.flatnonzero(design.register == r)
-        fit = logistic(baseline.gram(train, train), design.Y[train], 1.0)
-        weights, names = baseline.matrix(train)[train].T @ fit.alpha, baseline.columns(train)
-        for c, pair in enumerate(design.contrasts):
-            order = np.argsort(weights[:, c])
+        counted = ngrams(rows["response"].iloc[train])
+        every = np.arange(len(train))
+        K, names = tfidf(counted)(every, every), counted.names()
+        fit = logistic(Dual(K, K), design.Y[:, train], 1.0, tol=1e-4)
+        idf = np.log((1 + len(train)) / (1 + document_frequency(counted.counts))) + 1
+        weights = fit.alpha @ scaled_rows(counted.counts.multiply(idf).tocsr(), order=2) * idf
+        for pair, weight in zip(design.contrasts, weights, strict=True):
+            order = np.argsort(weight)
             for side, chosen in (("first", order[::-1][:top]), ("second", order[:top])):
-                found += [(pair, register, side, names[i], weights[i, c]) for i in chosen]
+                found += [(pair, register, side, names[i], weight[i]) for i in chosen]
     return pd.DataFrame(found, columns=["pair", "register", "side", "ngram", "weight"])
 
 

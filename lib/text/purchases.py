@@ -19,16 +19,19 @@ from lib.text.journal import WORKED, Journal, Reply, read_reply
 
 MADE = (WORKED, "unreadable")  # a reply was made, so it was paid for; an item that expired or erred was not
 COUNT_MARGIN = 1.1  # requests of one sort differ little in length; only the longest is counted
-CLOCK_SKEW = timedelta(minutes=10)
+CLOCK_SKEW = timedelta(minutes=10)  # and the time a creation may take
 
 
 class Purchases:
-    """Replies of one journal. `stopped` says why no more are bought: the budget, or an API that does not answer."""
+    """Replies of one journal. `stopped` says why no more are bought: the budget, or an API that does not answer.
+
+    `expected` is the number of replies of the whole set, for the progress bar.
+    """
 
     def __init__(self, journal: Journal, ledger: Ledger, api: Api, *, batches: bool):
         self.journal, self.ledger, self.api, self.batches = journal, ledger, api, batches
         self.replies: dict[str, Reply] = {}
-        self.stopped, self.failure, self.bar = "", "", None
+        self.stopped, self.failure, self.bar, self.expected = "", "", None, 0
         for record in journal.records:
             self._shelve(record)
 
@@ -48,13 +51,18 @@ class Purchases:
                 self.stopped = f"no answer from the API in {self.api.pace.tries} tries ({error}); run again to go on"
         return {r.key: self.replies[r.key] for r in requests if r.key in self.replies}
 
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self.bar is not None:
+            self.bar.close()
+
     def _buy(self, todo: list[Request], price: Price, label: str) -> None:
         if not todo:
             return
         longest = max(todo, key=lambda r: len(json.dumps(r.params)))
-        tokens = round(self.api.retry(lambda: self.api.count(longest)) * COUNT_MARGIN)
+        tokens = round(self.api.count(longest) * COUNT_MARGIN)
         worst = {r.key: price.worst(tokens, r.params["max_tokens"]) for r in todo}
-        self._progress(label, more=len(todo))
+        self._progress(label)
         if not self.batches:
             for request in todo:
                 self.api.retry(lambda request=request: self._send(request, worst[request.key], price))
@@ -116,12 +124,11 @@ class Purchases:
         """The batch that a cut-off creation made; recorded as unpaid where the API has none with these custom ids."""
         pause(self.api.pace.poll_s)  # one created a moment ago may not be listed yet
         record = next(r for r in self.journal.records if r["event"] == "batch_sent" and r["intent"] == intent)
-        since, keys = datetime.fromisoformat(record["time"]) - CLOCK_SKEW, set(record["keys"])
-        for batch, size in self.api.retry(lambda: self.api.recent_batches(since)):
+        announced, keys = datetime.fromisoformat(record["time"]), set(record["keys"])
+        for batch, size in self.api.batches_between(announced - CLOCK_SKEW, announced + CLOCK_SKEW):
             if batch in self.ledger.batch_ids or size != len(keys):
                 continue
-            lines = self.api.retry(lambda batch=batch: self.api.results(batch))
-            if keys & {read_reply({"batch": batch, "raw": line}).key for line in lines}:
+            if keys & {read_reply({"batch": batch, "raw": line}).key for line in self.api.results(batch)}:
                 self.ledger.write({"event": "batch", "intent": intent, "batch": batch})
                 return batch
         self.ledger.write({"event": "batch_unpaid", "intent": intent, "why": "no such batch at the API"})
@@ -152,15 +159,13 @@ class Purchases:
             self.failure = f"{reply.kind} {reply.why}".strip()
         elif reply.key and reply.key not in self.replies:
             self.replies[reply.key] = reply
-            self._progress("")
+            self._progress()
 
-    def _progress(self, label: str, *, more: int = 0) -> None:
-        """The bar: replies bought in this run, and the running total of USD."""
-        if more:
-            self.bar = self.bar if self.bar is not None else tqdm(total=0, unit="reply")
-            self.bar.total += more
+    def _progress(self, label: str = "") -> None:
+        """The bar: replies in the journal out of those expected, and the running total of USD."""
+        if label:
+            self.bar = self.bar if self.bar is not None else tqdm(total=self.expected, initial=len(self.replies), unit="reply")
             self.bar.set_description(label, refresh=False)
-        elif self.bar is not None:
-            self.bar.update()
         if self.bar is not None:
-            self.bar.set_postfix_str(f"${self.ledger.spent:.2f} of ${self.ledger.max_usd:.2f}")
+            self.bar.set_postfix_str(f"${self.ledger.spent:.2f} of ${self.ledger.max_usd:.2f}", refresh=False)
+            self.bar.update(len(self.replies) - self.bar.n)
