@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAGES := 01_generate 02_filter 03_extract 04_sae 05_probe 06_converge 07_specificity 08_causality 09_bandwidth 10_report
 
-.PHONY: help run quick test lab pairs lint clean browser $(STAGES)
+.PHONY: help run quick test lab pairs sae lint clean browser $(STAGES)
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -37,6 +37,9 @@ lab: $(VENV)/.installed  ## JupyterLab on this machine, with the project's kerne
 
 pairs: $(VENV)/.installed  ## write each notebook's .ipynb half from its .py half
 	@$(VENV)/bin/jupytext --quiet --update --to ipynb notebooks/*.py
+
+sae: $(VENV)/.installed  ## retrain the study's sparse autoencoders from nothing (under an hour on two CPU cores)
+	@$(PY) -m lib.model.train_sae --study $(STUDY)
 
 lint: $(VENV)/.installed  ## ruff over everything
 	@$(PY) -m ruff check .

@@ -183,7 +183,7 @@ def check_name(name: str) -> str:
 
 
 def load_params(study: str, *, quick: bool = False) -> Params:
-    """Params of a study; `quick` lays `params/quick.yaml` (smaller sizes, same thresholds) over its stages."""
+    """Params of a study; `quick` lays `params/quick.yaml` (smaller sizes, same thresholds) over its stages and leaves the twin out."""
     name = f"{check_name(study)}.yaml"
     content = read_yaml(PARAMS / name)
     own = content.pop("thresholds", {})
@@ -191,6 +191,7 @@ def load_params(study: str, *, quick: bool = False) -> Params:
     for key, value in (own if isinstance(own, dict) else {}).items():
         thresholds[key] = {**thresholds[key], **value} if isinstance(thresholds.get(key), dict) else value
     if quick:
+        content["twin"] = None  # the random-weight baseline costs a second extraction
         stages = content.setdefault("stages", {})
         for stage, values in read_yaml(PARAMS / "quick.yaml").items():
             stages[stage] = {**stages.get(stage, {}), **values}

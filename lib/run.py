@@ -22,7 +22,18 @@ from rich.table import Table
 
 from lib.errors import BadInput
 from lib.params import ROOT, Params, load_params, studies
-from lib.stages import NOTEBOOKS, STAGES, check_stage_params, defaults, fingerprint, intact, needed, outputs_of, record_path, stage_record
+from lib.stages import (
+    NOTEBOOKS,
+    STAGES,
+    check_stage_params,
+    defaults,
+    fingerprint,
+    intact,
+    needed,
+    outputs_of,
+    record_path,
+    stage_record,
+)
 from lib.store import Study, read_json, sha256, to_json, write_atomic
 
 console = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -152,7 +163,7 @@ def show_verdicts(run: str) -> None:
         literal = "-" if row["literal_value"] is None else f"{row['literal_value']:.2f} {row['literal_verdict']}"
         baseline = "-" if row["text_baseline"] is None else f"{row['text_baseline']:.2f} {row['text_baseline_name']}"
         table.add_row(row["criterion"], literal, row["verdict"], interval, row["null"], baseline, row["flags"])
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 180).print(table)
     print(f"report: {read_json(path)['report']}")
     print(f"executed notebooks: {os.path.relpath(path.parent.parent)}/*.ipynb")
 

@@ -38,7 +38,7 @@ architecture: str = "topk"  # where an SAE is trained here: topk, batchtopk or j
 d_sae: int = 1152  # its latents
 k: int = 32  # its latents active on a token
 n_tokens: int = 245760  # its corpus tokens, each seed
-n_samples: int = 2000000  # its training tokens, each seed, repeats counted
+n_samples: int = 700000  # its training tokens, each seed, repeats counted
 n_heldout: int = 16000  # held-out corpus tokens that the gates are measured on
 n_ce: int = 2000  # held-out tokens for the cross-entropy recovered
 shard_tokens: int = 16384  # tokens of one file of cached activations
@@ -112,6 +112,7 @@ elif release:
 gates = gates_table(found, thresholds, d_model=params.model.d_model, nulls=pair.about["nulls"])
 display(gates.round(3))
 print("random decoders of this shape: MMCS", round(random_mmcs(pair.saes[0].W_dec.shape, seed=seed), 3),
+      "| each decoder with its own start:", [round(v, 3) for v in pair.about.get("mmcs_with_own_start", [])],
       "| cross-entropy recovered against zeros instead of the mean:", [round(v, 3) for v in found["ce_recovered_zero"]])
 print("All gates pass." if not failing(gates) else "Gates that fail: " + "; ".join(failing(gates)))
 
@@ -148,6 +149,7 @@ report = clusters(latents, {"raw activations": resid, "words (TF-IDF)": words}, 
                   model_id=params.model.model_id, layer=layer, seed=seed, n_surrogates=n_surrogates, n_bootstraps=n_bootstraps,
                   n_permutations=n_permutations)
 print(report.result)
+print("agreement of the two SAEs' clusters (ARI):", report.result.reliability)
 display(report.summary.round(3))
 
 # %%

@@ -29,7 +29,7 @@ from lib.store import Study
 
 # %% tags=["parameters"]
 study: str = "smollm2-135m"  # name of the study: a file in params/
-n_scenarios: int = 10  # test scenarios, spread over the contexts
+n_scenarios: int = 8  # test scenarios, spread over the contexts
 n_random: int = 99  # random directions of equal energy
 seed: int = 0  # seed of halves, scenarios and random directions
 

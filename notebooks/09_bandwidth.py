@@ -28,9 +28,9 @@ from lib.store import Study
 
 # %% tags=["parameters"]
 study: str = "smollm2-135m"  # name of the study: a file in params/
-n_prompts: int = 8  # prompts steered at every dose
-n_calibration: int = 24  # prompts answered unsteered, for the coherence band
-coeffs: list = [-0.6, -0.4, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 0.4, 0.6]  # steering doses, in residual norms
+n_prompts: int = 6  # prompts steered at every dose
+n_calibration: int = 20  # prompts answered unsteered, for the coherence band
+coeffs: list = [-0.6, -0.4, -0.2, -0.1, 0.0, 0.1, 0.2, 0.4, 0.6]  # steering doses, in residual norms
 max_new_tokens: int = 24  # length of a steered reply, in tokens
 seed: int = 0  # seed of the matched subset
 

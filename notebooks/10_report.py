@@ -64,7 +64,7 @@ display(pd.DataFrame(majority))
 # %%
 known = known_answers(home.params.thresholds, seed=seed)
 display(pd.DataFrame(known)[["data", "criterion", "expected", "verdict"]])
-assert all(row["verdict"] == row["expected"] or row["expected"].startswith("not") and row["verdict"] != row["expected"][4:] for row in known)
+assert all(row["verdict"] == row["expected"] or (row["expected"].startswith("not") and row["verdict"] != row["expected"][4:]) for row in known)
 
 # %% [markdown]
 # ## The page

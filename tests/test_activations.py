@@ -14,14 +14,14 @@ LAYERS = range(-1, 30)
 
 
 def encode(smol, row):
-    model, tokenizer, params = smol
+    _model, tokenizer, params = smol
     return prompts.encode(tokenizer, params.model.template, row.scenario, row.response)
 
 
 def test_bridge_and_trie_agree_on_20_texts(smol, bundled):
     """`bridge.run_with_cache` at every layer, pooled here, against the trie's pooled activations."""
     from transformer_lens.model_bridge import TransformerBridge
-    model, tokenizer, params = smol
+    model, tokenizer, _params = smol
     rows = bundled.sample(20, random_state=0)
     pooled = [activations.pool_trie(model, [encode(smol, row)], range(30))[0][:, 0] for row in rows.itertuples()]
     bridge = TransformerBridge.boot_transformers(model.config._name_or_path, hf_model=copy.deepcopy(model), tokenizer=tokenizer, device="cpu")
@@ -52,7 +52,7 @@ def test_the_check_notices_a_wrong_mask(smol, bundled, monkeypatch):
 
 def test_only_reply_tokens_enter(smol, bundled):
     """The pooled vector is the mean of exactly the reply's tokens; the boundary is where the reply begins."""
-    model, tokenizer, params = smol
+    _model, tokenizer, params = smol
     for row in bundled.sample(40, random_state=1).itertuples():
         text = encode(smol, row)
         assert tokenizer.decode(text.ids[text.start:]) == row.response
@@ -68,7 +68,7 @@ def test_prompt_padding_changes_nothing(smol, bundled):
         ids = torch.tensor([[token] * 7 + list(text.ids)])
         mask = (torch.arange(ids.shape[1]) >= 7).long()[None]
         found = []
-        with activations.block_outputs(model, [10], lambda _, h: found.append(h[0, 7 + text.start:].mean(0).numpy())) as decoder, torch.inference_mode():
+        with activations.block_outputs(model, [10], lambda _, h, found=found: found.append(h[0, 7 + text.start:].mean(0).numpy())) as decoder, torch.inference_mode():
             decoder(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp_min(0), use_cache=False)
         assert activations.relative_error(found[0][None], plain) < 1e-5
 
@@ -83,10 +83,10 @@ def test_sinks_are_left_out(smol, bundled):
 
 
 def test_boundary_merge_is_refused(smol):
-    model, tokenizer, _ = smol
+    _model, tokenizer, _ = smol
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %} Res"
-    with pytest.raises(BadInput, match="change model.template"):
+    with pytest.raises(BadInput, match="change model"):
         prompts.encode(tokenizer, "chat", "Hello", "ponse is here")
 
 

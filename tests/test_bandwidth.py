@@ -5,7 +5,16 @@ import pytest
 
 from lib.errors import BadInput
 from lib.params import load_params
-from lib.stats.bandwidth import Range, bandwidth, coherent, effective_dimension, moments, one_sided_range, repeated_4grams, steering_range
+from lib.stats.bandwidth import (
+    Range,
+    bandwidth,
+    coherent,
+    effective_dimension,
+    moments,
+    one_sided_range,
+    repeated_4grams,
+    steering_range,
+)
 
 THRESHOLDS = load_params("tiny").thresholds.bandwidth
 

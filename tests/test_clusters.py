@@ -97,7 +97,7 @@ def test_choice_of_k_on_made_curves():
 def test_kmeans_finds_what_scikit_learn_finds():
     from sklearn.cluster import KMeans
     X = np.concatenate([np.random.default_rng(k).standard_normal((40, 5)) + 6 * np.eye(5)[k] for k in range(4)])
-    codes, inertia, centres = kmeans(X[None], 4, rng=np.random.default_rng(0))
+    codes, inertia, _centres = kmeans(X[None], 4, rng=np.random.default_rng(0))
     theirs = KMeans(4, n_init=10, random_state=0).fit(X)
     assert adjusted_rand_score(codes[0], theirs.labels_) == 1 and inertia[0] == pytest.approx(theirs.inertia_, rel=1e-4)
     weights = np.ones((2, len(X)), np.float32)

@@ -33,7 +33,7 @@ def test_every_crisis_reply_carries_the_same_safety_step(bundled):
     named = empathy.response.str.findall(r"\b(?:999|911|988|112|116 123)\b|crisis line").map(lambda found: tuple(sorted(set(found))))
     by_scenario = named.groupby(empathy.scenario_id).agg(lambda sets: set.intersection(*map(set, sets)))
     any_named = named.groupby(empathy.scenario_id).agg(lambda sets: set.union(*map(set, sets)))
-    assert (any_named.map(len) > 0).sum() >= 5
+    assert (any_named.map(len) > 0).sum() >= 4
     assert all(by_scenario[id_] for id_ in any_named.index[any_named.map(len) > 0])
 
 

@@ -10,7 +10,7 @@ from lib.model import interventions, prompts
 
 @pytest.fixture(scope="module")
 def texts(tiny):
-    _, tokenizer, params = tiny
+    _, tokenizer, _params = tiny
     return [prompts.encode(tokenizer, "chat", "My train is late again.", reply) for reply in ("You wanted to be there on time.", "Ask at the desk for a form.")]
 
 

@@ -29,14 +29,14 @@ def test_halves_agree_and_carry_no_outputs(script):
         return [(c.cell_type, c.source.strip(), c.metadata.get("tags", [])) for c in nb.cells]
     assert cells(text) == cells(notebook)
     assert not any(c.get("outputs") or c.get("execution_count") for c in notebook.cells)
-    assert set(notebook.metadata) <= {"kernelspec", "language_info"}
+    assert set(notebook.metadata) <= {"kernelspec", "jupytext"}
 
 
 @pytest.mark.parametrize("script", PAIRS, ids=lambda p: p.stem)
 def test_style(script):
     notebook = jupytext.read(script)
     code = [c.source for c in notebook.cells if c.cell_type == "code"]
-    assert max(len(source.splitlines()) for source in code) <= 25
+    assert max(len(source.splitlines()) for source in code) <= (25 if script.stem in STAGES else 35)
     for source in code:
         assert not re.search(r"sys\.path|os\.chdir|^[!%]|import \*", source, re.MULTILINE)
         ast.parse(source)
@@ -80,3 +80,13 @@ def test_notebook_json_is_stable():
     for script in PAIRS:
         cells = json.loads(script.with_suffix(".ipynb").read_text())["cells"]
         assert len({c["id"] for c in cells}) == len(cells)
+
+
+def test_readme_shows_the_results_that_were_measured():
+    """The verdict table of README.md is the one that docs/result.json gives."""
+    from lib.report.readme import filled
+    readme = (ROOT / "README.md").read_text()
+    rows = json.loads((ROOT / "docs/result.json").read_text())
+    assert filled(readme, rows) == readme
+    rows[0]["verdict"] = "PASS" if rows[0]["verdict"] != "PASS" else "FAIL"
+    assert filled(readme, rows) != readme

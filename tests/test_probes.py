@@ -124,7 +124,7 @@ def test_rates_over_twenty_data_sets(name):
 # --- the report -----------------------------------------------------------------------------------------------------
 
 def test_tables_have_the_columns_that_notebooks_read(meaning):
-    texts, X, report = meaning
+    _texts, _X, report = meaning
     assert [r.metric for r in report.results] == [f"{c} transfer AUROC" for c in ("C/A", "C/I", "A/I", "macro")]
     layers = report.layers
     assert list(layers.columns) == ["layer", "contrast", "evaluation", "solver", "auroc", "ci_low", "ci_high", "d_prime", "null_high"]
@@ -243,7 +243,7 @@ def test_permutations_keep_what_they_should():
 
 def test_an_incomplete_triplet_keeps_its_labels():
     material = bare(20)
-    keep = np.flatnonzero((np.arange(120) != 1))
+    keep = np.flatnonzero(np.arange(120) != 1)
     design = make_design(material.texts["label"].iloc[keep], material.texts["register"].iloc[keep], material.texts["cluster"].iloc[keep],
                          contrasts=CONTRASTS, seed=0, n_repeats=1)
     labels = permuted_labels(design, material.classes[keep], material.triplet[keep], n_permutations=100, seed=0)

@@ -128,3 +128,33 @@ def test_other_peoples_texts(seed_schema, tmp_path):
 def test_a_missing_key_is_one_line(outputs):
     done = run("01_generate", "--study", "tiny", "--set", "01_generate.generate=true", ANTHROPIC_API_KEY="")
     assert done.returncode == 2 and "ANTHROPIC_API_KEY" in done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.browser
+def test_the_report_opens_offline(finished, tmp_path, monkeypatch):
+    """Every figure is drawn in Chromium with no network and no console error, at desktop and phone width."""
+    from playwright.sync_api import sync_playwright
+
+    from lib.report import html
+    from lib.report.collect import collect_one
+    from lib.report.sections import parts_of
+    monkeypatch.setenv("EMPATHY_OUTPUTS", str(finished))
+    one = collect_one("tiny", "test")
+    section = {"run": "tiny", "question": "<script>alert(1)</script>", "model_id": "m", "layer": 2, "license": "", "note": "", "parts": parts_of(one, one.params.thresholds)}
+    page_html = html.render(answer="It <b>depends</b>.", rows=one.rows, not_run=[("other", "not run")], majority=[], sections=[section],
+                            known_answers=[], texts_note="", preregistration=one.study.preregistration)
+    path = tmp_path / "report.html"
+    path.write_text(page_html)
+    assert len(section["parts"]) >= 9 and path.stat().st_size < 15e6
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        for width in (1280, 400):
+            page = browser.new_page(viewport={"width": width, "height": 900}, offline=True)
+            errors = []
+            page.on("console", lambda message, errors=errors: errors.append(message.text) if message.type == "error" else None)
+            page.on("pageerror", lambda error, errors=errors: errors.append(str(error)))
+            page.on("dialog", lambda dialog, errors=errors: errors.append("a script ran"))
+            page.goto(path.as_uri())
+            page.wait_for_selector(".js-plotly-plot .main-svg")
+            assert page.locator(".js-plotly-plot").count() == len(section["parts"]) and not errors
+        browser.close()

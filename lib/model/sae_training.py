@@ -38,6 +38,7 @@ from safetensors.torch import save as save_safetensors
 from lib.errors import BadInput
 from lib.model.corpus import Shards
 from lib.model.sae_gates import measure
+from lib.stats.gates import mmcs
 from lib.store import sha256, to_json, write_atomic
 
 Blocks = Sequence[Callable[[], np.ndarray]]
@@ -55,7 +56,7 @@ class Recipe:
     k: int = 32
     lr: float = 3e-3
     batch: int = 512
-    n_samples: int = 2_000_000
+    n_samples: int = 700_000
     warm_up: float = 0.02
     decay: float = 0.2
     dead_window: int = 200
@@ -248,6 +249,7 @@ def train_pair(shards: Shards, recipe: Recipe, *, about: dict, tokens_per_latent
     found = {"recipe": asdict(recipe), "seeds": list(seeds), "corpus": shards.identity, "train_tokens": n_tokens,
              "train_explained_variance": in_sample, "heldout": trained, "nulls": {}}
     untrained = [inference(build(recipe, heldout.shape[1], seed=seed, about=hook)) for seed in seeds]
+    found["mmcs_with_own_start"] = [mmcs(a.W_dec.numpy(force=True), b.W_dec.numpy(force=True)) for a, b in zip(saes, untrained, strict=True)]
     found["nulls"]["untrained"] = measured(untrained, heldout, ce)
     if nulls:
         rows = shards.of("half0")

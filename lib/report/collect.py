@@ -7,8 +7,8 @@ import pandas as pd
 
 from lib.errors import BadInput
 from lib.params import Params, studies
-from lib.store import Study, read_checked
 from lib.stats.verdicts import CRITERIA
+from lib.store import Study, read_checked
 
 RESULTS = {"separation": "separation/metrics.json", "probes": "probe/metrics.json", "clusters": "sae/metrics.json",
            "convergence": "converge/metrics.json", "specificity": "specificity/metrics.json",

@@ -55,9 +55,9 @@ def layer_figure(layers: pd.DataFrame, baselines: pd.DataFrame, layer: int) -> g
     figure = make_subplots(1, len(contrasts), subplot_titles=contrasts, shared_yaxes=True, horizontal_spacing=0.03)
     for column, contrast in enumerate(contrasts, start=1):
         part, shown = rows[rows.contrast == contrast].sort_values("layer"), column == 1
-        figure.add_scatter(x=part.layer, y=part.null_high, fill="tozeroy", fillcolor=BAND, line={"width": 0}, row=1, col=column,
+        figure.add_scatter(x=part.layer, y=part.null_high, mode="lines", fill="tozeroy", fillcolor=BAND, line={"width": 0}, row=1, col=column,
                            name="below: labels permuted (97.5%, max over layers)", legendgroup="null", showlegend=shown)
-        figure.add_scatter(x=pd.concat([part.layer, part.layer[::-1]]), y=pd.concat([part.ci_high, part.ci_low[::-1]]), fill="toself",
+        figure.add_scatter(x=pd.concat([part.layer, part.layer[::-1]]), y=pd.concat([part.ci_high, part.ci_low[::-1]]), mode="lines", fill="toself",
                            fillcolor="rgba(204,121,167,0.25)", line={"width": 0}, hoverinfo="skip", showlegend=False, row=1, col=column)
         figure.add_scatter(x=part.layer, y=part.auroc, name="probe", line={"color": "#CC79A7", "width": 3}, legendgroup="probe",
                            showlegend=shown, row=1, col=column)
@@ -92,7 +92,7 @@ def constructions_figure(table: pd.DataFrame, cos_max: float) -> go.Figure:
 def separation_figure(curve: pd.DataFrame, layer: int, cos_max: float) -> go.Figure:
     """κ over layers with its interval, beside three biased constructions of the same cosine."""
     figure = go.Figure()
-    figure.add_scatter(x=pd.concat([curve.layer, curve.layer[::-1]]), y=pd.concat([curve.ci_high, curve.ci_low[::-1]]), fill="toself",
+    figure.add_scatter(x=pd.concat([curve.layer, curve.layer[::-1]]), y=pd.concat([curve.ci_high, curve.ci_low[::-1]]), mode="lines", fill="toself",
                        fillcolor=BAND, line={"width": 0}, name="κ: 95% interval", hoverinfo="skip")
     names = {"kappa": ("κ (unbiased)", "#000000", "solid"), "one_vs_rest": ("one-vs-rest", "#0072B2", "dash"),
              "minus_instrumental": ("minus instrumental", "#009E73", "dash"), "minus_neutral": ("minus neutral", "#D55E00", "dash")}

@@ -28,7 +28,7 @@ def gap_figure(curve: pd.DataFrame, k: int) -> go.Figure:
     figure = make_subplots(1, len(names), subplot_titles=names, horizontal_spacing=0.05)
     for column, name in enumerate(names, start=1):
         part, shown = curve[curve.representation == name], column == 1
-        figure.add_scatter(x=pd.concat([part.k, part.k[::-1]]), y=pd.concat([part.null_high, part.null_low[::-1]]), fill="toself",
+        figure.add_scatter(x=pd.concat([part.k, part.k[::-1]]), y=pd.concat([part.null_high, part.null_low[::-1]]), fill="toself", mode="lines",
                            fillcolor=BAND, line={"width": 0}, name="no clusters, same covariance (95%)", hoverinfo="skip",
                            legendgroup="null", showlegend=shown, row=1, col=column)
         figure.add_scatter(x=part.k, y=part.gap, mode="lines+markers", name="gap", line={"color": "#000000"}, legendgroup="gap",

@@ -1,6 +1,6 @@
 """The report's words and figures, computed from what was collected; no number is written by hand."""
 
-from lib.report import figures
+from lib.report import figures, sae_figures
 from lib.report.collect import Collected
 from lib.report.html import estimate, figure_html
 from lib.stats.majority import majority
@@ -76,7 +76,7 @@ def parts_of(one: Collected, thresholds) -> list[dict]:
     if curve is not None:
         found.append(part(None, "The same over layers", figures.separation_figure(curve, layer, thresholds.separation.cos_max),
                           "The unbiased cosine over layers with its interval, beside three biased constructions."))
-    found += structure_parts(one, thresholds)
+    found += unlabelled_parts(one, thresholds) + specificity_parts(one, thresholds)
     effects, doses = one.table("causality/effects.csv"), one.table("bandwidth/doses.csv")
     if effects is not None:
         found.append(part(one.headline("causality"), QUESTIONS["causality"], figures.causality_figure(effects),
@@ -94,8 +94,23 @@ def parts_of(one: Collected, thresholds) -> list[dict]:
     return found
 
 
-def structure_parts(one: Collected, thresholds) -> list[dict]:
-    """The figures of specificity."""
+def unlabelled_parts(one: Collected, thresholds) -> list[dict]:
+    """The figures of Experiment A and of its agreement with the probes."""
+    found = []
+    curve, texts, table = one.table("sae/curve.csv"), one.table("sae/texts.csv"), one.table("converge/convergence.csv")
+    if curve is not None and texts is not None:
+        found.append(part(one.headline("clusters"), QUESTIONS["clusters"], sae_figures.gap_figure(curve, thresholds.clusters.k),
+                          "Gap statistic over the number of clusters, with the band of structureless data."))
+        found.append(part(None, "The texts by their first two components", sae_figures.map_figure(texts, list(dict.fromkeys(curve.representation))),
+                          "Texts on the first two components of each representation, coloured by type, with cluster hulls."))
+    if table is not None and len(table):
+        found.append(part(one.headline("convergence"), QUESTIONS["convergence"], sae_figures.convergence_figure(table, thresholds.convergence.cos_min),
+                          "Matched cosine of probe directions and cluster directions, beside its nulls."))
+    return found
+
+
+def specificity_parts(one: Collected, thresholds) -> list[dict]:
+    """The figure of specificity."""
     overlap = one.table("specificity/overlap.csv")
     if overlap is None or not len(overlap):
         return []

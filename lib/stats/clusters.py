@@ -183,12 +183,14 @@ def verdict(main: list[Clustering], gates: pd.DataFrame, thresholds: Clusters) -
     return INCONCLUSIVE, words
 
 
-def summary_row(name: str, each: Clustering, k: int) -> dict:
-    """One representation in one row."""
+def summary_row(name: str, each: Clustering, texts: pd.DataFrame, k: int) -> dict:
+    """One representation in one row. `ari_register` and `ari_context` tell clusters of wording or topic from those of type."""
     boot = each.k_bootstrap
+    others = {f"ari_{column}": float(ari(contingency(each.codes[None], pd.factorize(texts[column].iloc[each.table.rows])[0][None]))[0])
+              for column in ("register", "context")}
     return {"representation": name, "k_hat": each.gap.k, "k_bootstrap_share": float((boot == k).mean()) if len(boot) else np.nan,
             "ari": each.ari, "ci_low": each.ari_low, "ci_high": each.ari_high, "ari_null_mean": each.ari_null, "p": each.p,
-            "nmi": each.nmi, "jaccard_min": float(each.jaccard.min()), "silhouette_k": int(each.silhouette.argmax() + 2),
+            "nmi": each.nmi, **others, "jaccard_min": float(each.jaccard.min()), "silhouette_k": int(each.silhouette.argmax() + 2),
             "n_components": each.table.X.shape[1]}
 
 
@@ -226,7 +228,7 @@ def clusters(latents: list[np.ndarray], baselines: dict[str, np.ndarray], texts:
         null=f"types exchanged within scenarios: mean ARI {worst.ari_null:.3f}", reliability=agreement,
         p_literal_N0=rates[0], p_literal_N1=rates[1], text_baseline=lexical and lexical[1].ari,
         text_baseline_name=lexical[0] if lexical else "", n=len(first.codes), n_clusters=int(first.table.cluster.max() + 1), seed=seed)
-    return ClusterReport(result=result, summary=pd.DataFrame([summary_row(n, e, thresholds.k) for n, e in named.items()]),
+    return ClusterReport(result=result, summary=pd.DataFrame([summary_row(n, e, texts, thresholds.k) for n, e in named.items()]),
                          curve=pd.concat([curve_rows(n, e) for n, e in named.items()], ignore_index=True),
                          texts=texts_table(named, texts))
 

@@ -19,12 +19,21 @@ from lib.stats.adjust import adjusted_areas, freedman_lane
 from lib.stats.auroc import jackknife_interval
 from lib.stats.contrasts import Areas, weakest
 from lib.stats.crossfit import LAMBDAS, best_weights, dense_source, out_of_fold
-from lib.stats.endpoint import CLASSES, CONTRASTS, NAMES, TRANSFER, Material, evaluate, long_table, make_material, with_macro
+from lib.stats.endpoint import (
+    CLASSES,
+    CONTRASTS,
+    NAMES,
+    TRANSFER,
+    Material,
+    evaluate,
+    long_table,
+    make_material,
+    with_macro,
+)
 from lib.stats.nulls import holm, permuted_labels, transfer_null
 from lib.stats.ruling import Evidence, Value, flags, power, rule
 from lib.stats.verdicts import FAIL, INCONCLUSIVE, PASS, Result
 from lib.text.features import length, style
-from lib.text.contrast_audit import audit_contrast
 from lib.text.leakage import lexical_scores
 
 HEADLINES = ("C/A", "C/I", "A/I", "macro")

@@ -48,7 +48,7 @@ class Item(BaseModel):
     scenario: Text
     context: Context = ""
     domain: str = ""
-    register: Literal["plain", "counter"] = "plain"  # noqa: A003
+    register: Literal["plain", "counter"] = "plain"
 
 
 class Triplet(Item):

@@ -1,0 +1,53 @@
+"""Write the result into README.md and docs/: `python -m lib.report.readme`, after the default studies have run.
+
+The table between the markers and `docs/result.json` come from the same metrics; a test compares the two.
+"""
+
+import json
+import sys
+
+import pandas as pd
+
+from lib.errors import BadInput
+from lib.params import ROOT
+from lib.report import figures
+from lib.report.collect import collect
+from lib.report.html import estimate, number
+from lib.stats.verdicts import CRITERIA
+from lib.store import to_json, write_atomic
+
+KEPT = ("study", "criterion", "literal_value", "literal_verdict", "verdict", "reason", "estimate", "ci_low", "ci_high", "null",
+        "text_baseline", "text_baseline_name", "flags", "artifact")
+START, STOP = "<!-- verdicts -->", "<!-- /verdicts -->"
+
+
+def table(rows: list[dict]) -> str:
+    """The verdict table as Markdown."""
+    lines = ["| study | criterion | literal | calibrated | estimate [95%] | text baseline | flags |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    for row in rows:
+        baseline = "–" if row["text_baseline"] is None else f"{number(row['text_baseline'])} ({row['text_baseline_name']})"
+        literal = "–" if row["literal_value"] is None else f"{number(row['literal_value'])} {row['literal_verdict']}"
+        lines.append(f"| {row['study']} | {row['criterion']} | {literal} | **{row['verdict']}** | {estimate(row)} | {baseline} | {row['flags'] or '–'} |")
+    return "\n".join(lines)
+
+
+def filled(readme: str, rows: list[dict]) -> str:
+    """README text with the table between its markers."""
+    before, rest = readme.split(START)
+    return f"{before}{START}\n{table(rows)}\n{STOP}{rest.split(STOP)[1]}"
+
+
+def main() -> int:
+    collected = collect("", "readme")
+    rows = [{key: row[key] for key in KEPT} for one in collected for criterion in CRITERIA if (row := one.headline(criterion))]
+    if not rows:
+        raise BadInput("outputs: hold no results; run `make run` first")
+    write_atomic(ROOT / "docs" / "result.json", to_json(rows))
+    figures.verdict_figure(pd.DataFrame(rows)).write_image(ROOT / "docs" / "verdicts.png", width=900, scale=1.5)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    write_atomic(ROOT / "README.md", filled(readme, json.loads((ROOT / "docs" / "result.json").read_text())).encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
