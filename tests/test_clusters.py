@@ -1,5 +1,7 @@
 """Clusters: structureless data give one, planted ones are counted, gates decide, bad input is one line."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -144,6 +146,16 @@ def test_two_seeds_must_both_count_four():
     z = [features(TEXTS, strength, seed) for seed, strength in enumerate((1.3, 0.0))]
     report = clusters(z, {}, TEXTS, GOOD, thresholds=THRESHOLDS, model_id="m", layer=3, seed=0, **SMALL)
     assert report.result.verdict == "INCONCLUSIVE"
+
+
+def test_rules():
+    def made(k=4, share=1.0, ari=0.9, p=0.001):
+        boot = np.where(np.arange(100) < 100 * share, 4, 3)
+        return SimpleNamespace(k_bootstrap=boot, gap=SimpleNamespace(k=k), ari=ari, p=p)
+    for pair, wanted in (((made(), made()), "PASS"), ((made(), made(k=3, share=0.7)), "INCONCLUSIVE"), ((made(), made(ari=0.4)), "INCONCLUSIVE"),
+                         ((made(), made(p=0.1)), "INCONCLUSIVE"), ((made(share=0.7), made(share=0.7)), "INCONCLUSIVE"),
+                         ((made(k=3, share=0.1), made(k=3, share=0.1)), "FAIL")):
+        assert verdict(list(pair), GOOD, THRESHOLDS)[0] == wanted
 
 
 @pytest.mark.parametrize(("spoil", "words"), [

@@ -236,6 +236,14 @@ def test_cross_entropy_recovered(tiny, tiny_pair):
         sae_gates.ce_recovered(model, [], 1, saes, mean, n_tokens=100)
 
 
+def test_only_message_tokens_are_replaced_and_no_sinks():
+    hidden, keep = torch.randn(1, 10, 8), torch.arange(10) >= 4
+    hidden[0, 6] *= 1000
+    found = sae_gates.replacing([], torch.zeros(8), keep)(hidden)
+    changed = (found[1] != hidden[0]).any(1)
+    assert torch.equal(found[0], hidden[0]) and changed.tolist() == [i >= 4 and i != 6 for i in range(10)]
+
+
 # what ships
 
 def test_shipped_sae_fits_the_default_study():
