@@ -164,7 +164,7 @@ def show_verdicts(run: str) -> None:
         baseline = "-" if row["text_baseline"] is None else f"{row['text_baseline']:.2f} {row['text_baseline_name']}"
         table.add_row(row["criterion"], literal, row["verdict"], interval, row["null"], baseline, row["flags"])
     Console(width=None if sys.stdout.isatty() else 180).print(table)
-    print(f"report: {read_json(path)['report']}")
+    print(f"report: {os.path.relpath(outputs_root() / read_json(path)['report'])}")
     print(f"executed notebooks: {os.path.relpath(path.parent.parent)}/*.ipynb")
 
 

@@ -86,7 +86,7 @@ print(f"{name}: {len(page) / 1e6:.1f} MB")
 own = collect_one(home.run, "10_report")
 home.save_json("report/known_answers.json", known, source="simulated")
 home.save_json("report/metrics.json", {"results": [{k: v for k, v in row.items() if k != "artifact"} for row in own.rows],
-                                       "majority": majority, "report": f"{outputs.name}/{name}", "preregistration": home.preregistration["hash"]})
+                                       "majority": majority, "report": name, "preregistration": home.preregistration["hash"]})
 
 # %% [markdown]
 # ## Summary

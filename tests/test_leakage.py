@@ -8,8 +8,8 @@ import pytest
 
 from lib.errors import BadInput
 from lib.params import PARAMS, Probes, read_yaml
-from lib.stats.probes import audit_contrast
 from lib.text.clusters import scenario_clusters
+from lib.text.contrast_audit import audit_contrast
 from lib.text.leakage import audit
 from lib.text.synthetic import triplets
 

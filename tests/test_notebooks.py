@@ -3,6 +3,8 @@
 import ast
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jupytext
@@ -90,3 +92,9 @@ def test_readme_shows_the_results_that_were_measured():
     assert filled(readme, rows) == readme
     rows[0]["verdict"] = "PASS" if rows[0]["verdict"] != "PASS" else "FAIL"
     assert filled(readme, rows) != readme
+
+
+def test_the_dockerfile_is_clean():
+    done = subprocess.run(["hadolint", str(ROOT / "Dockerfile.gpu")], capture_output=True, text=True,
+                          env={"PATH": str(Path(sys.executable).parent)})
+    assert done.returncode == 0, done.stdout
