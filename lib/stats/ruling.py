@@ -1,9 +1,10 @@
 """The rule of methods.md §2: from one contrast's numbers to a verdict, and the sentence that says why."""
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 
 import numpy as np
+from scipy.stats import norm
 
 from lib.params import Probes
 from lib.stats.auroc import jackknife_interval
@@ -76,11 +77,32 @@ def rule(e: Evidence, thresholds: Probes) -> tuple[str, str]:
     return (INCONCLUSIVE, "; ".join(said)) if said else (PASS, f"T {e.T}, {words}, p {e.p:.4f}")
 
 
+def clusters_needed(e: Evidence, thresholds: Probes, *, n_clusters: int) -> tuple[float, float]:
+    """Clusters at which the values seen would PASS, and at which they would FAIL; infinite where they never would.
+
+    Half an interval shrinks with the root of the number of clusters, and a z-value grows with it.
+    """
+    def at(value: Value, margin: float) -> float:
+        half = (value.high - value.low) / 2
+        return n_clusters * (half / margin) ** 2 if margin > 0 else inf
+
+    lead, z = e.lead(thresholds), norm.isf(e.p)
+    by_p = n_clusters * (norm.isf(thresholds.p_max) / z) ** 2 if z > 0 else inf
+    to_pass = max(at(lead, lead.value), at(e.adjusted, e.adjusted.value - 0.5), by_p)
+    to_fail = min(at(e.T, thresholds.fail_transfer - e.T.value), at(e.adjusted, thresholds.fail_adjusted - e.adjusted.value))
+    return to_pass, to_fail
+
+
 def power(e: Evidence, thresholds: Probes, *, n_clusters: int) -> str:
-    """The lead that this many clusters could have told from none, and how many the lead seen would take."""
-    lead = e.lead(thresholds)
-    half = (lead.high - lead.low) / 2
-    said = f"{n_clusters} clusters tell a lead of {max(half, 0.01):.2f} from none"
-    if 0 < lead.value <= half:
-        said += f"; the lead seen, {lead.value:.2f}, would take about {ceil(n_clusters * (half / lead.value) ** 2)}"
-    return said
+    """The lead that this many clusters could have told from none, and how many more would decide an INCONCLUSIVE."""
+    lead, (verdict, _) = e.lead(thresholds), rule(e, thresholds)
+    said = f"{n_clusters} clusters tell a lead of {max((lead.high - lead.low) / 2, 0.01):.2f} from none"
+    if verdict != INCONCLUSIVE:
+        return said
+    if "LEAKY" in flags(e, thresholds):
+        return f"{said}; no number of triplets in these words decides it"
+    to_pass, to_fail = clusters_needed(e, thresholds, n_clusters=n_clusters)
+    if min(to_pass, to_fail) == inf:
+        return f"{said}; the values seen lie between the bounds, so more triplets alone would not decide it"
+    more = max(ceil(min(to_pass, to_fail)) - n_clusters, 1)
+    return f"{said}; about {more} more triplets would decide it ({PASS if to_pass <= to_fail else FAIL}), if the values seen held"

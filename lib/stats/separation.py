@@ -212,17 +212,14 @@ def undecided(X: np.ndarray, empathy: Scenarios, reason: str, *, thresholds: Sep
 def layer_curve(X_layers: np.ndarray, texts: pd.DataFrame) -> pd.DataFrame:
     """κ with its interval and the biased cosines at every layer of `X_layers` [layer, text, d_model] (Euclidean).
 
-    Descriptive: the verdict is read at the preregistered layer only.
+    Descriptive: the verdict is read at the preregistered layer only. Empty where clusters are too few for an interval.
     """
     check(X_layers, texts)
     plain = find_scenarios(texts, ("empathy", "plain"), ("valence_stripped", "plain"))
-    if not plain.enough:
-        raise BadInput(f"texts: {plain.n_clusters} clusters have all empathy and valence-stripped texts; "
-                       f"{MIN_CLUSTERS} are needed for an interval")
     rows = []
-    for layer, X in enumerate(X_layers):
+    for layer, X in enumerate(X_layers if plain.enough else ()):
         values = X[plain.rows].astype(float)
         interval = jackknife(kappa, trait_products(values, plain.codes))
         rows.append({"layer": layer, "kappa": interval.estimate, "ci_low": interval.low, "ci_high": interval.high,
                      **mean_cosines(values.mean(0))})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["layer", "kappa", "ci_low", "ci_high", "one_vs_rest", "minus_instrumental", "minus_neutral"])
