@@ -97,12 +97,13 @@ for result in probes.results:
 # %% [markdown]
 # ## Separation
 # The literal criterion reads a cosine that its construction decides. κ is unbiased and measured from neutral texts of
-# the same scenario. The causal metric, the covariance of the unembedding, is a sensitivity row and decides nothing.
+# the same scenario. Where words alone tell C from A, or length and style are all that parts them, there is no PASS. The
+# causal metric, the covariance of the unembedding, is a sensitivity row and decides nothing.
 
 # %%
 covariance = home.load_tensors("activations/unembedding.safetensors")["covariance"]
 apart = separation(resid[layer], texts, thresholds=thresholds.separation, model_id=model_id, layer=layer, seed=seed,
-                   n_permutations=n_permutations, unembedding_cov=covariance)
+                   n_permutations=n_permutations, unembedding_cov=covariance, leaky="LEAKY" in probes.results[0].flags)
 print(apart.result, apart.result.power, sep="\n    ")
 display(apart.metrics.round(3))
 

@@ -306,12 +306,12 @@ def evidence(T=0.9, lexical=0.6, adjusted=0.88, p=0.001, se=0.02, **more):
         z = rng.standard_normal(90)
         z = (z - z.mean()) / z.std()
         return Value(v, v + z * se / np.sqrt(89))
-    return Evidence(**{"T": value(T), "adjusted": value(adjusted), "lexical": value(lexical), "lexical_name": "words", "p": p,
+    return Evidence(**{"T": value(T), "adjusted": value(adjusted), "lexical": value(lexical), "lexical_name": "words", "p": p, "p_offsets": 0.005,
                        "encoder": None, "one_register": False} | more)
 
 
 @pytest.mark.parametrize(("change", "verdict", "said"), [
-    ({}, "PASS", "lead"), ({"p": 0.03}, "INCONCLUSIVE", "p 0.030"), ({"lexical": 0.81}, "INCONCLUSIVE", "LEAKY"),
+    ({}, "PASS", "lead"), ({"p": 0.03}, "INCONCLUSIVE", "p 0.030"), ({"p_offsets": 0.03}, "INCONCLUSIVE", "GENERIC"), ({"lexical": 0.81}, "INCONCLUSIVE", "LEAKY"),
     ({"T": 0.58, "adjusted": 0.7, "se": 0.02}, "FAIL", "below 0.65"), ({"adjusted": 0.5}, "FAIL", "adjusted"),
     ({"adjusted": 0.53, "se": 0.05}, "INCONCLUSIVE", "reaches .5"), ({"T": 0.74, "lexical": 0.72, "se": 0.03}, "INCONCLUSIVE", "reaches 0"),
     ({"T": 0.5, "lexical": 0.9}, "INCONCLUSIVE", "LEAKY"), ({"T": 0.62, "adjusted": 0.62, "se": 0.05, "p": 0.5}, "INCONCLUSIVE", "p 0.5"),

@@ -36,13 +36,15 @@ class Value:
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
     """All that the rule looks at: T of the probe, T adjusted for form, T of the best lexical baseline and its name,
-    the p-value, and T of the best sentence encoder where there is one."""
+    the p-value, the rank of T among those of unrelated offsets (None with one register), and T of the best sentence
+    encoder where there is one."""
 
     T: Value
     adjusted: Value
     lexical: Value
     lexical_name: str
     p: float
+    p_offsets: float | None
     encoder: Value | None
     one_register: bool
 
@@ -53,9 +55,11 @@ class Evidence:
 
 
 def flags(e: Evidence, thresholds: Probes) -> tuple[str, ...]:
-    """ONE-REGISTER, LEAKY, and ENCODER where the probe's lead over the sentence encoder may be none."""
+    """ONE-REGISTER, LEAKY, GENERIC where two registers with unrelated offsets transfer as well by chance, and ENCODER
+    where the probe's lead over the sentence encoder may be none."""
     limit = thresholds.leaky_within if e.one_register else thresholds.leaky_transfer
     on = {"ONE-REGISTER": e.one_register, "LEAKY": e.lexical.value > limit,
+          "GENERIC": e.p_offsets is not None and e.p_offsets > thresholds.p_max,
           "ENCODER": e.encoder is not None and e.T.minus(e.encoder).low <= 0}
     return tuple(name for name, holds in on.items() if holds)
 
@@ -71,6 +75,7 @@ def rule(e: Evidence, thresholds: Probes) -> tuple[str, str]:
         return FAIL, f"T adjusted for length and style, {e.adjusted}, lies below {thresholds.fail_adjusted:.2f}"
     words = f"lead over the best words ({e.lexical_name}) {lead}"
     wanting = {f"p {e.p:.3f} above {thresholds.p_max:.3f}": e.p > thresholds.p_max,
+               f"GENERIC: registers with unrelated offsets transfer as well by chance, p {e.p_offsets or 0:.3f}": "GENERIC" in flags(e, thresholds),
                f"T adjusted for length and style, {e.adjusted}, reaches .5": e.adjusted.low <= 0.5,
                f"{words} reaches 0": lead.low <= 0}
     said = [text for text, holds in wanting.items() if holds]

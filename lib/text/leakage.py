@@ -155,7 +155,7 @@ def heavy_ngrams(rows: pd.DataFrame, design: Design, *, top: int = 10) -> pd.Dat
         K, names = tfidf(counted)(every, every), counted.names()
         fit = logistic(Dual(K, K), design.Y[:, train], 1.0, tol=1e-4)
         idf = np.log((1 + len(train)) / (1 + document_frequency(counted.counts))) + 1
-        weights = fit.alpha @ scaled_rows(counted.counts.multiply(idf).tocsr(), order=2) * idf
+        weights = fit.c @ scaled_rows(counted.counts.multiply(idf).tocsr(), order=2) * idf
         for pair, weight in zip(design.contrasts, weights, strict=True):
             order = np.argsort(weight)
             for side, chosen in (("first", order[::-1][:top]), ("second", order[:top])):
