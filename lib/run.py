@@ -192,7 +192,10 @@ def main(
     force: Annotated[bool, typer.Option("--force", help="Run the named stages even where they are up to date.")] = False,
     show: Annotated[bool, typer.Option("--list", help="List stages and studies.")] = False,
 ) -> None:
-    """Run a study's stages, each a notebook, skipping what is up to date; then print its verdicts."""
+    """Run a study's stages, each a notebook, skipping what is up to date; then print its verdicts.
+
+    `python -m lib.run audit FILE.jsonl …` audits other people's contrast data instead (`audit --help`).
+    """
     if show:
         print("stages:", *STAGES, "\nstudies:", *studies())
         return
@@ -226,7 +229,11 @@ def dataset_slug(dataset: Path | None) -> str:
 def cli() -> int:
     """Exit codes: 0 done, 1 a stage failed, 2 bad input, 130 interrupted. One line on stderr says what."""
     try:
-        app(standalone_mode=True)
+        if sys.argv[1:2] == ["audit"]:
+            from lib import audit  # a command of its own, which a run does not need
+            audit.app(sys.argv[2:], prog_name="python -m lib.run audit", standalone_mode=False)
+        else:
+            app(prog_name="python -m lib.run", standalone_mode=False)
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -235,9 +242,14 @@ def cli() -> int:
         last = (error.evalue.strip().splitlines() or ["no message"])[-1]
         print(f"error: {last}" if bad else f"error: {error.ename}: {last}", file=sys.stderr)
         return 2 if bad else 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         print("interrupted; run the same command to go on", file=sys.stderr)
         return 130
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # not the command line's own complaint about an option
+            raise
+        print(f"error: {error.format_message()}; --help lists the options", file=sys.stderr)
+        return 2
     return 0
 
 

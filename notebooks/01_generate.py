@@ -24,7 +24,7 @@ from lib.report.figures import leakage_figure
 from lib.store import Study
 from lib.text import dataset as texts_of
 from lib.text import generation
-from lib.text.leakage import audit as audit_leakage
+from lib.text.leakage import audit_or_say
 
 # %% tags=["parameters"]
 study: str = "smollm2-135m"  # name of the study: a file in params/
@@ -79,8 +79,8 @@ for row in first.itertuples():
 
 # %%
 thresholds = home.params.thresholds.probes
-report = audit_leakage(texts, thresholds=thresholds, seed=seed, n_repeats=n_repeats) if audit else None
-if report:
+report = audit_or_say(texts, thresholds=thresholds, seed=seed, n_repeats=n_repeats) if audit else None
+if report and len(report.best):
     display(report.best.round(3))
     leakage_figure(report.best, thresholds).show()
 

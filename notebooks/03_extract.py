@@ -86,6 +86,7 @@ assert error < (tolerance if home.params.model.dtype == "float32" else 0.05)
 how = {**about, **how, "layer_convention": "layer l is the output of block l (resid_post); -1 is the embedding", "sink_tokens": int(sinks.sum())}
 home.save_tensors("activations/resid_post.safetensors", {"resid_post": resid[1:]}, **how)
 home.save_tensors("activations/embedding.safetensors", {"embedding": resid[0]}, **how)
+home.save_tensors("activations/unembedding.safetensors", {"covariance": weights.unembedding_covariance(model)}, **about)
 home.save_json("activations/tokens.json", {id_: list(e.ids[e.start:]) for id_, e in zip(texts.text_id, encoded, strict=True)})
 
 # %%

@@ -153,14 +153,16 @@ print("agreement of the two SAEs' clusters (ARI):", report.result.reliability)
 display(report.summary.round(3))
 
 # %%
-sae_figures.gap_figure(report.curve, thresholds.k).show()
+if len(report.curve):
+    sae_figures.gap_figure(report.curve, thresholds.k).show()
 
 # %% [markdown]
 # The map shows the first two components only; clusters are found in twenty.
 
 # %%
 names = ["SAE seed 0", "raw activations", "words (TF-IDF)"]
-sae_figures.map_figure(report.texts, names).show()
+if len(report.texts):
+    sae_figures.map_figure(report.texts, names).show()
 
 # %% [markdown]
 # What the clusters are: types, contexts, words, and the latents that are higher in them, each with its strongest tokens.
@@ -168,8 +170,9 @@ sae_figures.map_figure(report.texts, names).show()
 
 # %%
 scales = [s.W_dec.norm(dim=1).cpu().numpy() for s in pair.saes]
-what = pd.concat([describe(report.texts, texts, f"SAE seed {number}", latents=z, scale=scale, top=top).assign(seed=number)
-                  for number, (z, scale, top) in enumerate(zip(latents, scales, tops, strict=True))])
+what = pd.concat([pd.DataFrame(columns=["cluster"]), *(
+    describe(report.texts, texts, f"SAE seed {number}", latents=z, scale=scale, top=top).assign(seed=number)
+    for number, (z, scale, top) in enumerate(zip(latents, scales, tops, strict=True)) if len(report.texts))])
 display(what.round(2))
 
 # %% [markdown]

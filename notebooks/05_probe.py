@@ -20,7 +20,7 @@
 # %%
 from IPython.display import display
 
-from lib.report import figures
+from lib.report import figures, probe_figures
 from lib.stats.probes import probe
 from lib.stats.separation import layer_curve, separation
 from lib.store import Study
@@ -61,44 +61,71 @@ probes = probe(resid, texts, thresholds=thresholds.probes, model_id=model_id, la
                n_permutations=n_permutations, n_repeats=n_repeats, lambdas=lambdas,
                dense_baselines=lexical, contextual=contextual, token_ids=token_ids)
 for result in probes.results:
-    print(result)
+    print(result, result.power, sep="\n    ")
 
 # %%
-figures.layer_figure(probes.layers, probes.baselines, layer).show()
+if len(probes.layers):
+    figures.layer_figure(probes.layers, probes.baselines, layer).show()
 
 # %% [markdown]
-# Each baseline through the same transfer. A probe that a bag of words or an untrained network equals has shown nothing.
+# Each baseline through the same transfer, best first. A probe that a bag of words or an untrained network equals has
+# shown nothing.
 
 # %%
-display(probes.baselines.round(3))
+across = probes.baselines[probes.baselines.direction == "transfer"].pivot(index=["family", "name"], columns="contrast", values="T")
+display(across.sort_values("C/A", ascending=False).round(3) if len(across) else across)
 
 # %% [markdown]
-# Would more triplets decide it? Labels that are random per cluster show what a probe of this capacity can memorise.
+# Length and style are taken out of the finished scores, not of the activations, where that would leak the labels. Labels
+# that are random per cluster show what a probe of this capacity can memorise.
 
 # %%
-display(probes.learning_curve, probes.selectivity, probes.adjusted)
+display(probes.adjusted.round(3), probes.selectivity.round(3))
+if len(probes.adjusted):
+    probe_figures.controls_figure(probes.adjusted, probes.selectivity, probes.baselines).show()
+
+# %% [markdown]
+# Would more triplets decide it? The interval narrows with the root of their number; the sentence says at how many it
+# would leave the bounds, if the values seen held.
+
+# %%
+if len(probes.learning_curve):
+    probe_figures.learning_figure(probes.learning_curve, probes.baselines, thresholds.probes.fail_transfer).show()
+for result in probes.results:
+    print(f"{result.metric}, {result.verdict}: {result.power}")
 
 # %% [markdown]
 # ## Separation
 # The literal criterion reads a cosine that its construction decides. κ is unbiased and measured from neutral texts of
-# the same scenario.
+# the same scenario. Where words alone tell C from A, or length and style are all that parts them, there is no PASS. The
+# causal metric, the covariance of the unembedding, is a sensitivity row and decides nothing.
 
 # %%
+covariance = home.load_tensors("activations/unembedding.safetensors")["covariance"]
 apart = separation(resid[layer], texts, thresholds=thresholds.separation, model_id=model_id, layer=layer, seed=seed,
-                   n_permutations=n_permutations)
-print(apart.result)
+                   n_permutations=n_permutations, unembedding_cov=covariance, leaky="LEAKY" in probes.results[0].flags)
+print(apart.result, apart.result.power, sep="\n    ")
 display(apart.metrics.round(3))
 
 # %%
-figures.constructions_figure(apart.constructions, thresholds.separation.cos_max).show()
-display(apart.mtmm.round(3))
+if len(apart.constructions):
+    figures.constructions_figure(apart.constructions, thresholds.separation.cos_max).show()
+
+# %% [markdown]
+# Are the directions the same when the words are not? One type in two registers must agree more than two types do.
+
+# %%
+display(apart.mtmm[apart.mtmm.second == ""].round(3))
+if len(apart.mtmm):
+    probe_figures.mtmm_figure(apart.mtmm).show()
 
 # %% [markdown]
 # The same over layers. Only the preregistered layer decides; the others describe.
 
 # %%
 curve = layer_curve(resid, texts)
-figures.separation_figure(curve, layer, thresholds.separation.cos_max).show()
+if len(curve):
+    figures.separation_figure(curve, layer, thresholds.separation.cos_max).show()
 
 # %% [markdown]
 # ## Checks and save
@@ -120,4 +147,4 @@ for name, table in (("metrics", apart.metrics), ("constructions", apart.construc
 
 # %%
 for result in [*probes.results, apart.result]:
-    print(f"{result.criterion:<12} literal {result.literal_verdict:<13} calibrated {result.verdict:<13} {result.reason}")
+    print(f"{result.criterion:<12} literal {result.literal_verdict:<13} calibrated {result.verdict:<13} {result.reason} | {result.power}")

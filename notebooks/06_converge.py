@@ -59,14 +59,16 @@ print(report.result)
 display(report.table.set_index(["sae", "design"]).T.round(3))
 
 # %%
-sae_figures.convergence_figure(report.table, thresholds.cos_min).show()
+if len(report.table):
+    sae_figures.convergence_figure(report.table, thresholds.cos_min).show()
 
 # %% [markdown]
 # The matrix of cosines, clusters ordered as matched. The second number is the null's upper quantile with types exchanged:
 # the matching alone lifts the diagonal.
 
 # %%
-sae_figures.cosine_figure(report.cosines).show()
+if len(report.cosines):
+    sae_figures.cosine_figure(report.cosines).show()
 
 # %% [markdown]
 # ## Which latents carry the directions
@@ -90,7 +92,7 @@ print("largest cosine of a trained probe to a decoder row:", best)
 # ## Checks and save
 
 # %%
-assert report.result.layer == layer and np.isfinite(report.table[["A", "B", "P"]]).all().all()
+assert report.result.layer == layer and np.isfinite(report.table[["A", "B", "P"]].astype(float)).all().all()
 home.save_results("converge/metrics.json", [report.result])
 home.save_table("converge/convergence.csv", report.table)
 home.save_table("converge/cosines.csv", report.cosines)

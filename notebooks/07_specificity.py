@@ -19,7 +19,7 @@
 # %%
 from IPython.display import display
 
-from lib.report import figures
+from lib.report import probe_figures
 from lib.stats.specificity import specificity
 from lib.store import Study
 
@@ -43,8 +43,16 @@ print(resid.shape, "text, d_model at layer", layer)
 # %%
 report = specificity(resid, texts, thresholds=home.params.thresholds.specificity, model_id=home.params.model.model_id,
                      layer=layer, seed=seed, n_permutations=n_permutations)
-print(report.result)
+print(report.result, report.result.power, sep="\n    ")
 display(report.overlap.round(3))
+
+# %% [markdown]
+# Each overlap with its 95% interval, which decides a PASS, and its 90% interval, which decides a FAIL by equivalence;
+# debiased CKA, which knows no classes; the ratio of the effects' sizes with its own equivalence region.
+
+# %%
+if len(report.overlap):
+    probe_figures.overlap_figure(report.overlap, home.params.thresholds.specificity).show()
 
 # %% [markdown]
 # ## Transfer between conditions
@@ -52,8 +60,9 @@ display(report.overlap.round(3))
 # of styles; the null makes the same choice.
 
 # %%
-figures.transfer_figure(report.transfer).show()
-display(report.transfer.round(3))
+display(report.transfer_null.round(3))
+if len(report.transfer_null):
+    probe_figures.heat_maps_figure(report.overlap, report.transfer_null).show()
 
 # %% [markdown]
 # ## Checks and save
@@ -61,11 +70,11 @@ display(report.transfer.round(3))
 # %%
 assert report.result.layer == layer
 home.save_results("specificity/metrics.json", [report.result])
-home.save_table("specificity/overlap.csv", report.overlap.reset_index())
-home.save_table("specificity/transfer.csv", report.transfer.reset_index())
+home.save_table("specificity/overlap.csv", report.overlap)
+home.save_table("specificity/transfer.csv", report.transfer_null)
 
 # %% [markdown]
 # ## Summary
 
 # %%
-print(f"literal {report.result.literal_verdict}, calibrated {report.result.verdict}: {report.result.reason}")
+print(f"literal {report.result.literal_verdict}, calibrated {report.result.verdict}: {report.result.reason}. {report.result.power}")

@@ -47,7 +47,9 @@ print(resid.shape, "text, d_model at layer", layer)
 # %%
 empathy = texts[texts.condition == "empathy"]
 register = "counter" if (empathy.register == "counter").any() else "plain"
-half = dict(zip(empathy.scenario_id, split_halves(empathy.cluster.to_numpy(), seed), strict=True))
+n_clusters = empathy.cluster.nunique()
+together = empathy.cluster if n_clusters > 1 else empathy.scenario_id  # one cluster has no halves; then no verdict is given
+half = dict(zip(empathy.scenario_id, split_halves(together.to_numpy(), seed), strict=True))
 types = ("cognitive", "affective", "instrumental")
 
 def class_means(test_half):
@@ -114,7 +116,7 @@ print(f"cross-entropy on neutral replies rises by {cost:.4f} nats per token; uns
 
 # %%
 result, table = causality(effects, thresholds=home.params.thresholds.causality, model_id=home.params.model.model_id,
-                          layer=layer, seed=seed, cost=cost, cost_band=band)
+                          layer=layer, seed=seed, n_clusters=n_clusters, cost=cost, cost_band=band)
 print(result)
 figures.causality_figure(table).show()
 display(table.round(4))
@@ -130,7 +132,7 @@ flat = interventions.score_rows(model, [prompts.encode(tokenizer, home.params.mo
 assert abs(flat[0] - flat[1]).max() < 1e-5
 
 # %%
-home.save_results("causality/metrics.json", [result], cost=cost, cost_band=band, agreement=agreement)
+home.save_results("causality/metrics.json", [result], cost=cost if np.isfinite(cost) else None, cost_band=band, agreement=agreement)
 home.save_table("causality/effects.csv", table)
 home.save_tensors("causality/scores.safetensors", {name: values.astype("float32") for name, values in scores.items()})
 home.save_json("causality/selectivity.json", {"rows": list(scores), "columns": list(types), "values": selectivity})

@@ -119,7 +119,8 @@ for name, (steered, ppl) in sweep.items():
 
 # %%
 doses = pd.DataFrame(doses, columns=["direction", "coeff", "coherent", "log_ppl", "repeated_4grams"])
-figures.dose_figure(doses, band, thresholds.coherent_share).show()
+if len(doses):
+    figures.dose_figure(doses, band, thresholds.coherent_share).show()
 
 # %% [markdown]
 # What a dose does, in words: the first prompt at the ends and the middle of the grid.

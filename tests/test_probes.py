@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import norm
 
 from lib.errors import BadInput
 from lib.params import PARAMS, Probes, read_yaml
@@ -305,12 +306,12 @@ def evidence(T=0.9, lexical=0.6, adjusted=0.88, p=0.001, se=0.02, **more):
         z = rng.standard_normal(90)
         z = (z - z.mean()) / z.std()
         return Value(v, v + z * se / np.sqrt(89))
-    return Evidence(**{"T": value(T), "adjusted": value(adjusted), "lexical": value(lexical), "lexical_name": "words", "p": p,
+    return Evidence(**{"T": value(T), "adjusted": value(adjusted), "lexical": value(lexical), "lexical_name": "words", "p": p, "p_offsets": 0.005,
                        "encoder": None, "one_register": False} | more)
 
 
 @pytest.mark.parametrize(("change", "verdict", "said"), [
-    ({}, "PASS", "lead"), ({"p": 0.03}, "INCONCLUSIVE", "p 0.030"), ({"lexical": 0.81}, "INCONCLUSIVE", "LEAKY"),
+    ({}, "PASS", "lead"), ({"p": 0.03}, "INCONCLUSIVE", "p 0.030"), ({"p_offsets": 0.03}, "INCONCLUSIVE", "GENERIC"), ({"lexical": 0.81}, "INCONCLUSIVE", "LEAKY"),
     ({"T": 0.58, "adjusted": 0.7, "se": 0.02}, "FAIL", "below 0.65"), ({"adjusted": 0.5}, "FAIL", "adjusted"),
     ({"adjusted": 0.53, "se": 0.05}, "INCONCLUSIVE", "reaches .5"), ({"T": 0.74, "lexical": 0.72, "se": 0.03}, "INCONCLUSIVE", "reaches 0"),
     ({"T": 0.5, "lexical": 0.9}, "INCONCLUSIVE", "LEAKY"), ({"T": 0.62, "adjusted": 0.62, "se": 0.05, "p": 0.5}, "INCONCLUSIVE", "p 0.5"),
@@ -327,9 +328,24 @@ def test_a_flattering_baseline_is_replaced_by_chance():
 
 
 def test_power_says_what_could_have_been_seen():
-    said = ruling.power(evidence(T=0.70, lexical=0.68, se=0.03), THRESHOLDS, n_clusters=90)
-    assert said.startswith("90 clusters tell a lead of 0.0") and "would take about" in said
-    assert "would take" not in ruling.power(evidence(), THRESHOLDS, n_clusters=90)
+    def said(**change):
+        return ruling.power(evidence(**change), THRESHOLDS, n_clusters=90)
+    assert said().startswith("90 clusters tell a lead of 0.0") and "more" not in said()
+    assert "more triplets would decide it (PASS)" in said(T=0.70, lexical=0.68, se=0.03)
+    assert "no number of triplets" in said(lexical=0.9)
+    assert "more triplets would decide it (FAIL)" in said(T=0.6, adjusted=0.62, lexical=0.62, se=0.05, p=0.5)
+    assert "would not decide it" in said(T=0.7, adjusted=0.7, lexical=0.72)
+
+
+def test_the_clusters_asked_for_would_decide():
+    """With the interval that so many clusters give, and the same values, the rule decides as foretold."""
+    e = evidence(T=0.74, lexical=0.70, adjusted=0.6, se=0.05, p=0.04)
+    to_pass, to_fail = ruling.clusters_needed(e, THRESHOLDS, n_clusters=90)
+    assert 90 < to_pass < to_fail
+    for factor, verdict in ((1.02, "PASS"), (0.9, "INCONCLUSIVE")):
+        shrink = np.sqrt(90 / (factor * to_pass))
+        p = norm.sf(norm.isf(0.04) / shrink)
+        assert rule(evidence(T=0.74, lexical=0.70, adjusted=0.6, se=0.05 * shrink, p=p), THRESHOLDS)[0] == verdict
 
 
 def test_interval_of_the_rule_is_the_one_asked_for():

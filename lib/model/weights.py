@@ -12,6 +12,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import platformdirs
 import torch
 from filelock import FileLock
@@ -139,6 +140,14 @@ def load(params: Model, *, device: str | None = None):
     about = {"model_id": params.model_id, "revision": params.revision or "unpinned" if params.source == "hub" else "local",
              "weights_sha256": read_json(Path(where) / "hashes.json")["model.safetensors"] if params.source != "hub" else "see revision"}
     return model.eval().requires_grad_(False), tokenizer, about
+
+
+def unembedding_covariance(model) -> np.ndarray:
+    """Covariance [d_model, d_model] of the unembedding's rows over the vocabulary: the metric of the causal inner product."""
+    weight = model.get_output_embeddings().weight
+    parts = [(part.T @ part, part.sum(0)) for part in (rows.double() for rows in weight.split(8192))]  # a copy in double would be large
+    gram, total = (sum(each) / len(weight) for each in zip(*parts, strict=True))
+    return (gram - torch.outer(total, total)).float().cpu().numpy()
 
 
 def check_config(config, params: Model) -> None:

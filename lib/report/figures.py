@@ -114,24 +114,6 @@ def matrix_figure(values: np.ndarray, rows: list[str], columns: list[str], title
     return styled(figure, title, height=340)
 
 
-def overlap_figure(overlap: pd.DataFrame, thresholds) -> go.Figure:
-    """Overlap of the structures with intervals, in each metric, against the bounds."""
-    figure = go.Figure()
-    for metric, part in overlap.groupby("metric", sort=False):
-        figure.add_scatter(x=part.pair, y=part.O, mode="markers", name=metric, error_y=error_bars(part, "O"), marker={"size": 10})
-    figure.add_hline(thresholds.overlap_max, line_dash="dash", line_color="#009E73", annotation_text="different below")
-    figure.add_hrect(thresholds.equivalence_low, thresholds.equivalence_high, fillcolor=BAND, line_width=0, annotation_text="the same")
-    figure.update_layout(scattermode="group")
-    return styled(figure, "Is the structure one of empathy, or of any three styles?", y="overlap O")
-
-
-def transfer_figure(transfer: pd.DataFrame) -> go.Figure:
-    """Accuracy of a style classifier trained in one condition and tested in another, with the null's upper edge."""
-    square = transfer.select_dtypes("number")
-    return matrix_figure(square.to_numpy(), [str(i) for i in transfer.index], list(square.columns),
-                         "Does the structure carry over between conditions?", symmetric=False)
-
-
 def causality_figure(table: pd.DataFrame) -> go.Figure:
     """Each direction's effect with its interval beside the band of random directions of equal energy."""
     figure = go.Figure()

@@ -1,6 +1,6 @@
 """The report's words and figures, computed from what was collected; no number is written by hand."""
 
-from lib.report import figures, sae_figures
+from lib.report import figures, probe_figures, sae_figures
 from lib.report.collect import Collected
 from lib.report.html import estimate, figure_html
 from lib.stats.majority import majority
@@ -66,14 +66,19 @@ def parts_of(one: Collected, thresholds) -> list[dict]:
     """The figures of one study, in the order of the criteria; what has no data is left out."""
     layer, found = one.params.layer, []
     layers, baselines = one.table("probe/layers.csv"), one.table("probe/baselines.csv")
-    if layers is not None and baselines is not None:
+    if layers is not None and baselines is not None and len(layers):
         found.append(part(one.headline("probes"), QUESTIONS["probes"], figures.layer_figure(layers, baselines, layer),
                           "Transfer AUROC of the probes over layers, with the permutation null and the best text baselines."))
+        found += probe_parts(one, baselines, thresholds)
     constructions, curve = one.table("separation/constructions.csv"), one.table("separation/layers.csv")
     if constructions is not None and len(constructions):
         found.append(part(one.headline("separation"), QUESTIONS["separation"], figures.constructions_figure(constructions, thresholds.separation.cos_max),
                           "Cosine of the two directions under each construction, beside its value on two nulls."))
-    if curve is not None:
+    matrix = one.table("separation/mtmm.csv")
+    if matrix is not None and len(matrix):
+        found.append(part(None, "Are the directions the same when the words are not?", probe_figures.mtmm_figure(matrix),
+                          "Multitrait-multimethod matrix: cosines of the three types' directions within and across the two registers."))
+    if curve is not None and len(curve):
         found.append(part(None, "The same over layers", figures.separation_figure(curve, layer, thresholds.separation.cos_max),
                           "The unbiased cosine over layers with its interval, beside three biased constructions."))
     found += unlabelled_parts(one, thresholds) + specificity_parts(one, thresholds)
@@ -82,13 +87,13 @@ def parts_of(one: Collected, thresholds) -> list[dict]:
         found.append(part(one.headline("causality"), QUESTIONS["causality"], figures.causality_figure(effects),
                           "Effect of each ablated direction beside the band of random directions of equal energy."))
     metrics, contexts = one.json("bandwidth/metrics.json"), one.table("bandwidth/contexts.csv")
-    if doses is not None and metrics:
+    if doses is not None and len(doses) and metrics:
         found.append(part(one.headline("bandwidth"), QUESTIONS["bandwidth"], figures.dose_figure(doses, metrics["band"], thresholds.bandwidth.coherent_share),
                           "Share of coherent replies and log-perplexity over steering doses."))
-    if contexts is not None and "pr" in contexts:
+    if contexts is not None and "pr" in contexts and contexts["pr"].notna().any():
         found.append(part(None, "Effective dimension by context", figures.contexts_figure(contexts), "Participation ratio of the empathy effect in each context."))
     leakage = one.table("dataset/raw/leakage_best.csv")
-    if leakage is not None:
+    if leakage is not None and len(leakage):
         found.append(part(None, "Do words alone give the types away?", figures.leakage_figure(leakage, thresholds.probes),
                           "AUROC of the best lexical baseline within and across registers."))
     return found
@@ -98,7 +103,7 @@ def unlabelled_parts(one: Collected, thresholds) -> list[dict]:
     """The figures of Experiment A and of its agreement with the probes."""
     found = []
     curve, texts, table = one.table("sae/curve.csv"), one.table("sae/texts.csv"), one.table("converge/convergence.csv")
-    if curve is not None and texts is not None:
+    if curve is not None and texts is not None and len(curve):
         found.append(part(one.headline("clusters"), QUESTIONS["clusters"], sae_figures.gap_figure(curve, thresholds.clusters.k),
                           "Gap statistic over the number of clusters, with the band of structureless data."))
         found.append(part(None, "The texts by their first two components", sae_figures.map_figure(texts, list(dict.fromkeys(curve.representation))),
@@ -109,13 +114,31 @@ def unlabelled_parts(one: Collected, thresholds) -> list[dict]:
     return found
 
 
+def probe_parts(one: Collected, baselines, thresholds) -> list[dict]:
+    """What the probes must be read against, and what more triplets would tell."""
+    found = []
+    adjusted, selectivity, learning = (one.table(f"probe/{name}.csv") for name in ("adjusted", "selectivity", "learning_curve"))
+    if adjusted is not None and selectivity is not None:
+        found.append(part(None, "What is left of the probes without length and style, and what can they memorise?",
+                          probe_figures.controls_figure(adjusted, selectivity, baselines),
+                          "Transfer AUROC beside its value without length and style, the best words, and labels that are random per cluster."))
+    if learning is not None and len(learning):
+        rows = [row for row in one.rows if row["criterion"] == "probes"]
+        said = part(None, "Would more triplets decide it?", probe_figures.learning_figure(learning, baselines, thresholds.probes.fail_transfer),
+                    "Transfer AUROC with its interval against the number of scenario clusters, beside the best lexical baseline.")
+        found.append(said | {"text": " ".join(f"{row['metric'].split()[0]}, {row['verdict']}: {row['power']}." for row in rows)})
+    return found
+
+
 def specificity_parts(one: Collected, thresholds) -> list[dict]:
-    """The figure of specificity."""
-    overlap = one.table("specificity/overlap.csv")
-    if overlap is None or not len(overlap):
+    """The figures of specificity."""
+    overlap, transfer = one.table("specificity/overlap.csv"), one.table("specificity/transfer.csv")
+    if overlap is None or transfer is None or not len(overlap):
         return []
-    return [part(one.headline("specificity"), QUESTIONS["specificity"], figures.overlap_figure(overlap, thresholds.specificity),
-                 "Overlap of empathy with its controls, with intervals, in each metric.")]
+    return [part(one.headline("specificity"), QUESTIONS["specificity"], probe_figures.overlap_figure(overlap, thresholds.specificity),
+                 "Overlap of empathy with its controls, with intervals, in each metric, and the ratio of effect sizes."),
+            part(None, "Is the structure shared, and does it carry over?", probe_figures.heat_maps_figure(overlap, transfer),
+                 "Heat maps of the overlap between the three structures and of transfer accuracy from each condition to each.")]
 
 
 def texts_note(collected: list[Collected]) -> str:

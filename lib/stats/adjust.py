@@ -6,10 +6,12 @@ residuals of the model without y (Freedman and Lane 1983).
 """
 
 import numpy as np
+import pandas as pd
 
 from lib.stats.auroc import auroc
 from lib.stats.contrasts import Areas, Design
 from lib.stats.endpoint import Material
+from lib.text.features import length, style
 
 
 def adjusted_areas(scores: np.ndarray, design: Design, direction: tuple[int, int], F: np.ndarray) -> Areas:
@@ -63,3 +65,20 @@ def freedman_lane(scores: np.ndarray, material: Material, F: np.ndarray, contras
             total += y[moved] @ residual[place[:, k]]
         least = np.minimum(least, total / max(y @ y, 1e-12))
     return float((least >= least[0] - 1e-12).mean())
+
+
+def without_form(X: np.ndarray, texts: pd.DataFrame) -> np.ndarray:
+    """Activations X [text, d] without what length and style explain within scenario and class; class means move along.
+
+    For mean differences only: no classifier may be tested on these, since they know the held-out texts. Rows without a
+    scenario's other texts lose nothing.
+    """
+    F = np.array([length(t) + style(t) for t in texts["response"]])
+    scenario = texts["scenario_id"].to_numpy()
+    kind = pd.get_dummies(texts["condition"] + "/" + texts["register"] + "/" + texts["label"]).to_numpy(float)
+
+    def within(values: np.ndarray) -> np.ndarray:
+        return values - pd.DataFrame(values).groupby(scenario).transform("mean").to_numpy()
+    F, kind = within(F / np.maximum(F.std(axis=0), 1e-12)), within(kind)
+    b = np.linalg.lstsq(np.hstack([F, kind]), within(X.astype(float)), rcond=1e-10)[0][: F.shape[1]]
+    return X - F @ b

@@ -4,13 +4,14 @@
 same scenario. The direction's mean `D` is ranked among those of random directions that disturb with equal energy.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from lib.params import Causality
+from lib.stats.ustat import MIN_CLUSTERS
 from lib.stats.verdicts import FAIL, INCONCLUSIVE, PASS, Result
 
 
@@ -51,10 +52,12 @@ def effect(d: np.ndarray) -> Effect:
 
 
 def causality(effects: dict[str, Effect], *, thresholds: Causality, model_id: str, layer: int, seed: int,
-              cost: float, cost_band: float, judged_d_z: float | None = None) -> tuple[Result, pd.DataFrame]:
+              cost: float, cost_band: float, n_clusters: int | None = None,
+              judged_d_z: float | None = None) -> tuple[Result, pd.DataFrame]:
     """`(result, table)` over directions; the headline is the direction with the smallest p (Bonferroni over them).
 
     `cost` is the rise of cross-entropy on neutral replies under the ablation; beyond `cost_band` an effect does not count.
+    `n_clusters` scenario clusters lie behind directions and tests; too few of them, and there is no number, only a reason.
     `judged_d_z` is the judge's effect on free generations; without it the verdict is at most INCONCLUSIVE (`LL-only`).
     """
     table = pd.DataFrame([{"direction": name, "D": e.mean, "ci_low": e.ci_low, "ci_high": e.ci_high, "d_z": e.d_z, "p": e.p,
@@ -83,4 +86,7 @@ def causality(effects: dict[str, Effect], *, thresholds: Causality, model_id: st
         estimate=chosen.mean, ci_low=chosen.ci_low, ci_high=chosen.ci_high, p=p, n=chosen.n, n_clusters=chosen.n, seed=seed,
         null=f"{len(chosen.random)} random directions of equal energy",
         power=f"|D| of {2.8 * sd / np.sqrt(chosen.n):.3f} nats per token would have been detected with 80% power")
+    if n_clusters is not None and n_clusters < MIN_CLUSTERS:
+        result = replace(result, verdict=INCONCLUSIVE, reason=f"texts: {n_clusters} scenario clusters; at least {MIN_CLUSTERS} are needed",
+                         literal_value=None, literal_verdict=INCONCLUSIVE, estimate=None, ci_low=None, ci_high=None, p=None, power="", n_clusters=n_clusters)
     return result, table

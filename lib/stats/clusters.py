@@ -81,6 +81,16 @@ def clustered_rows(texts: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return rows, codes[rows]
 
 
+def too_little(texts: pd.DataFrame, needed: int) -> str:
+    """Why these texts cannot be clustered (a type is missing, or scenario clusters are fewer than `needed`), or nothing."""
+    try:
+        rows, _ = clustered_rows(texts)
+    except BadInput as error:
+        return str(error)
+    found = texts.cluster.iloc[rows].nunique()
+    return "" if found >= needed else f"texts: {found} scenario clusters; at least {needed} are needed"
+
+
 def prepare(features: np.ndarray, texts: pd.DataFrame, *, n_components: int = N_COMPONENTS) -> Table:
     """`features` [text, feature] of all texts as a table to cluster. Raises BadInput on NaN, few clusters or no variance."""
     if len(features) != len(texts):
@@ -210,6 +220,8 @@ def clusters(latents: list[np.ndarray], baselines: dict[str, np.ndarray], texts:
     over scenario clusters; `reliability` is the ARI of the two SAEs' clusterings with each other.
     """
     sizes = {"k": thresholds.k, "seed": seed, "n_surrogates": n_surrogates, "n_permutations": n_permutations}
+    if reason := too_little(texts, MIN_CLUSTERS):
+        return undecided(reason, texts, model_id=model_id, layer=layer, seed=seed)
     main = [cluster_table(prepare(z, texts), n_bootstraps=n_bootstraps, **sizes) for z in latents]
     others = {name: cluster_table(prepare(x, texts), n_bootstraps=0, **sizes) for name, x in baselines.items()}
     named = {f"SAE seed {number}": each for number, each in enumerate(main)} | others
@@ -231,6 +243,14 @@ def clusters(latents: list[np.ndarray], baselines: dict[str, np.ndarray], texts:
     return ClusterReport(result=result, summary=pd.DataFrame([summary_row(n, e, texts, thresholds.k) for n, e in named.items()]),
                          curve=pd.concat([curve_rows(n, e) for n, e in named.items()], ignore_index=True),
                          texts=texts_table(named, texts))
+
+
+def undecided(reason: str, texts: pd.DataFrame, **about) -> ClusterReport:
+    """INCONCLUSIVE with its reason and empty tables, where the texts cannot be clustered."""
+    result = Result(criterion="clusters", metric="SAE latents", literal_value=None, literal_verdict=INCONCLUSIVE, verdict=INCONCLUSIVE, reason=reason,
+                    n=len(texts), n_clusters=texts.cluster.nunique(), **about)
+    empty = {"summary": ["representation"], "curve": ["representation", "k", "gap"], "texts": ["text_id", "type"]}
+    return ClusterReport(result=result, **{name: pd.DataFrame(columns=columns) for name, columns in empty.items()})
 
 
 def texts_table(named: dict[str, Clustering], texts: pd.DataFrame) -> pd.DataFrame:

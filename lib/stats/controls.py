@@ -1,4 +1,5 @@
-"""What a probe's score must be read against: a control task, its learning curve, and the literal form on two nulls."""
+"""What a probe's score must be read against: a control task, its learning curve, the literal form on two nulls, and the
+transfer that registers with unrelated class offsets reach by chance."""
 
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from lib.stats.simulate import TAU
 
 TOL = 1e-4
 STEP = 15  # clusters between two points of the learning curve
+N_OFFSETS, OFFSETS_TOGETHER = 199, 32  # draws of N1, and how many are in memory at a time
 
 
 def subset(design: Design, rows: np.ndarray, *, seed: int) -> Design:
@@ -67,6 +69,35 @@ def selectivity(X: np.ndarray, design: Design, T: np.ndarray, *, seed: int, n_dr
         memorised.append(auroc(found[:, 0], task.Y[:, test] > 0).mean(axis=1).max())
     seen = min(memorised, default=np.nan)
     return pd.DataFrame({"contrast": NAMES, "T": T, "control_held_out": held_out, "control_memorised": seen, "selectivity": T - seen})
+
+
+def unrelated_offsets(X: np.ndarray, material: Material, *, seed: int, n_draws: int = N_OFFSETS) -> np.ndarray:
+    """T [draw, 7 contrasts] where the classes of each register have offsets of their own (N1), as large as those seen.
+
+    Two registers that share nothing agree by chance, the more so the fewer effective dimensions X [text, d] has, and no
+    exchange of labels within triplets shows that: the labels are right, only the offsets are unrelated. Offsets are
+    drawn like a scenario mean's deviation.
+    """
+    rng, design = np.random.default_rng(seed), material.design
+    X = X - X.mean(axis=0)
+    means = pd.DataFrame(X).groupby(design.cluster).mean().to_numpy(X.dtype)
+    deviations = (means - means.mean(axis=0)) / np.sqrt(len(means) - 1).astype(X.dtype)
+    cell = design.register * (material.classes.max() + 1) + material.classes
+    own = pd.DataFrame(X).groupby(cell).mean().to_numpy(X.dtype).reshape(len(design.registers), -1, X.shape[1])
+    bare, own = X - own.reshape(-1, X.shape[1])[cell], own - own.mean(axis=1, keepdims=True)
+    found = []
+    for start in range(0, n_draws, OFFSETS_TOGETHER):
+        size = (min(OFFSETS_TOGETHER, n_draws - start), *own.shape[:2], len(means))
+        offsets = rng.standard_normal(size, dtype=np.float32).astype(X.dtype) @ deviations
+        offsets -= offsets.mean(axis=2, keepdims=True)
+        length = np.linalg.norm(offsets, axis=(2, 3), keepdims=True)
+        offsets *= np.linalg.norm(own, axis=(1, 2))[:, None, None] / np.where(length > 0, length, 1)
+        data = bare + offsets.reshape(len(offsets), -1, X.shape[1])[:, cell]
+        scores = out_of_fold(dense_source(data), replace(design, folds=design.folds[:1]), n_layers=len(data), lambdas=(1.0,), solver="ridge", tol=TOL)
+        by_direction = [[auroc(scores[:, 0, a, c, rows], design.Y[c, rows] > 0) for c in range(len(design.contrasts)) for rows in [design.rows(b, c)]]
+                        for a, b in design.directions]
+        found.append(np.min([with_macro(np.stack(areas_), axis=0) for areas_ in by_direction], axis=0).T)
+    return np.concatenate(found)
 
 
 def literal_rates(X: np.ndarray, material: Material, *, seed: int, n_draws: int = 40) -> dict[str, np.ndarray]:

@@ -24,7 +24,7 @@ from scipy.stats import t as student
 from lib.errors import BadInput
 from lib.params import Convergence
 from lib.stats.agreement import permuted_within
-from lib.stats.clusters import N_COMPONENTS, TYPES, clustered_rows
+from lib.stats.clusters import N_COMPONENTS, TYPES, clustered_rows, too_little
 from lib.stats.gap import within
 from lib.stats.gates import failing, unit_rows
 from lib.stats.kmeans import kmeans
@@ -331,6 +331,8 @@ def convergence(resid: np.ndarray, latents: list[np.ndarray], decoders: list[np.
     registers = [r for r in ("plain", "counter") if (texts[texts.condition == "empathy"].register == r).any()]
     designs = {"halves": None} | ({"across registers": tuple(registers)} if len(registers) == 2 else {})
     rows, matrices = [], []
+    if reason := too_little(texts, 2 * MIN_CLUSTERS):
+        return undecided(reason, texts, model_id=model_id, layer=layer, seed=seed)
     for number, (z, W) in enumerate(zip(latents, decoders, strict=True)):
         alive = np.flatnonzero(z.max(0) > 0)
         for name, pair in designs.items():
@@ -354,3 +356,11 @@ def convergence(resid: np.ndarray, latents: list[np.ndarray], decoders: list[np.
         n_clusters=int(texts.cluster.iloc[clustered_rows(texts)[0]].nunique()), seed=seed)
     return ConvergenceReport(result=result, table=pd.DataFrame(rows), cosines=pd.DataFrame(matrices),
                              carriers=pd.concat([carriers(resid, W, texts).assign(sae=i) for i, W in enumerate(decoders)], ignore_index=True))
+
+
+def undecided(reason: str, texts: pd.DataFrame, **about) -> ConvergenceReport:
+    """INCONCLUSIVE with its reason and empty tables, where the texts are too few for two halves."""
+    result = Result(criterion="convergence", metric="matched cosine A", literal_value=None, literal_verdict=INCONCLUSIVE, verdict=INCONCLUSIVE,
+                    reason=reason, n=len(texts), n_clusters=texts.cluster.nunique(), **about)
+    empty = {"table": ["sae", "design", "A", "B", "P"], "cosines": ["sae"], "carriers": ["type", "rank", "latent", "cosine", "sae"]}
+    return ConvergenceReport(result=result, **{name: pd.DataFrame(columns=columns) for name, columns in empty.items()})

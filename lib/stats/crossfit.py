@@ -20,7 +20,6 @@ from lib.stats.solver import Dual, Space, logistic, make_space, ridge
 LAMBDAS = (0.01, 0.1, 1.0, 10.0, 100.0)
 SOLVERS = {"logistic": logistic, "ridge": ridge}
 CHUNK = 8  # layers solved together: enough to hide the interpreter, few enough to stay in cache
-TOGETHER = 8  # columns that cost a product with K no more than one does
 INNER_TOL = 1e-3  # inner fits only rank penalties
 
 Source = Callable[[np.ndarray, np.ndarray, slice], Space]
@@ -100,10 +99,8 @@ def nested(source: Source, design: Design, *, layers: slice, fold: np.ndarray, r
 def grid_scores(space: Space, Y: np.ndarray, *, lambdas: Sequence[float], solver: str, tol: float) -> np.ndarray:
     """Scores [lambda, layer, contrast, text] of the space's texts under every penalty."""
     lam, solve = np.asarray(lambdas, space.inner.dtype), SOLVERS[solver]
-    if len(Y) * len(lam) <= TOGETHER:
-        scores = solve(space, np.tile(Y, (len(lam), 1)), np.repeat(lam, len(Y))[:, None], tol=tol).scores()
-        return np.moveaxis(scores.reshape(*scores.shape[:-2], len(lam), len(Y), -1), -3, 0)
-    return np.stack([solve(space, Y, each, tol=tol).scores() for each in lam])
+    scores = solve(space, np.tile(Y, (len(lam), 1)), np.repeat(lam, len(Y))[:, None], tol=tol).scores()
+    return np.moveaxis(scores.reshape(*scores.shape[:-2], len(lam), len(Y), -1), -3, 0)
 
 
 def choose(inner: dict, design: Design, *, mine: np.ndarray, fold: np.ndarray, outer: int) -> np.ndarray:
@@ -154,4 +151,4 @@ def best_weights(X: np.ndarray, design: Design, *, lambdas: Sequence[float] = LA
     scale /= np.sqrt(max((scale > 0).sum(), 1))
     Z = (X - X.mean(axis=0)) * scale
     fit = logistic(make_space(Z, Z[:0]), design.Y, np.asarray(lambdas)[best][:, None])
-    return fit.alpha @ Z * scale
+    return fit.weights(Z) * scale

@@ -4,6 +4,9 @@ Traits are C, A and I, methods are the two registers. Convergent: one type acros
 types, across the registers or within one. A direction that is its words agrees with no other wording of its type, or,
 where the registers swap vocabularies, with the wrong type.
 
+Three offsets in one register and three unrelated ones in the other (N1) agree by chance, the more so the fewer effective
+dimensions there are; no interval over scenarios shows that. So the agreement must also exceed that of such draws.
+
 The counter register has no neutral texts of its own, so its directions are taken about the same point: neutral plus
 the shift that all three types share between the registers. A shift common to all types is no evidence about any.
 """
@@ -14,9 +17,11 @@ import numpy as np
 import pandas as pd
 
 from lib.stats.constructions import NEUTRAL
+from lib.stats.simulate import Spread, null_offsets
 from lib.stats.ustat import Interval, Products, jackknife
 
 TYPES = ("C", "A", "I")
+N_DRAWS = 1000
 COLUMNS = ["kind", "first", "second", "cos", "ci_low", "ci_high"]
 _MEAN = np.full((3, 3), 1 / 3)
 # nine traits: C, A, I plain, three neutral labels, C, A, I counter
@@ -50,9 +55,21 @@ def advantages(products: Products) -> dict[tuple[str, str], Interval]:
             for name, group in groups.items() for kind in ("across", "within")}
 
 
-def lexical(found: dict[tuple[str, str], Interval]) -> bool:
-    """True unless C against A, and the mean of all pairs, converge across registers more than they confuse."""
-    return not all(found[name, kind].low > 0 for name in ("C/A", "mean") for kind in ("across", "within"))
+def chance(spread: Spread, *, seed: int) -> float:
+    """97.5% quantile of the mean advantage across registers where each register has offsets of its own (N1)."""
+    rng, drawn = np.random.default_rng(seed), []
+    for _ in range(N_DRAWS):
+        offsets = np.vstack([null_offsets("N1", 3, spread=spread, rng=rng), np.zeros((3, len(spread.noise))), null_offsets("N1", 3, spread=spread, rng=rng)])
+        cosines = matrix(offsets @ offsets.T)
+        drawn.append(np.mean([advantage(cosines, pair, across=True) for pair in combinations(range(3), 2)]))
+    return float(np.nanquantile(drawn, 0.975))
+
+
+def lexical(found: dict[tuple[str, str], Interval], by_chance: float) -> bool:
+    """True unless C against A, and the mean of all pairs, converge across registers more than they confuse, the mean
+    also more than unrelated offsets do `by_chance`."""
+    return not (all(found[name, kind].low > 0 for name in ("C/A", "mean") for kind in ("across", "within"))
+                and found["mean", "across"].estimate > by_chance)
 
 
 def table(products: Products, found: dict[tuple[str, str], Interval]) -> pd.DataFrame:

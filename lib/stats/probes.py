@@ -101,11 +101,12 @@ def probe(X: np.ndarray, texts: pd.DataFrame, *, thresholds: Probes, model_id: s
                        lambdas=lambdas, token_ids=None if token_ids is None else [token_ids[i] for i in rows])
     adjusted, adjusted_table = adjust(scores, material, main, n_permutations=n_permutations, seed=seed)
     rates = controls.literal_rates(X[layer], material, seed=seed)
+    unrelated = controls.unrelated_offsets(X[layer], material, seed=seed) if len(design.registers) > 1 else None
     about = replace(about, n_clusters=design.n_clusters, null=f"labels permuted within triplets, {n_permutations} times: maximum over "
                     f"{len(X)} layers and {len(lambdas)} penalties (ridge), Holm over {len(NAMES)} contrasts")
     results = []
     for c in HEADLINES:
-        evidence = weigh(NAMES.index(c), main=main, adjusted=adjusted, others=others, p=p[c], one_register=len(design.registers) == 1)
+        evidence = weigh(NAMES.index(c), main=main, adjusted=adjusted, others=others, p=p[c], unrelated=unrelated)
         results.append(ruled(evidence, about, c, thresholds, literal=main[design.name((0, 0))], rates=rates))
     return ProbeReport(results=results, directions=dict(zip(CONTRASTS, best_weights(X[layer], design, lambdas=lambdas), strict=True)),
                        layers=layers, baselines=baseline_table(others, material), adjusted=adjusted_table,
@@ -198,16 +199,17 @@ def adjust(scores: np.ndarray, material: Material, main: dict[str, Areas], *, n_
                                 "ci_low": low, "ci_high": high, "p": [*p, np.nan]})
 
 
-def weigh(c: int, *, main: dict, adjusted: Areas, others: dict[str, Baseline], p: float, one_register: bool) -> Evidence:
+def weigh(c: int, *, main: dict, adjusted: Areas, others: dict[str, Baseline], p: float, unrelated: np.ndarray | None) -> Evidence:
     """The evidence on contrast number c."""
     def value(found: Areas) -> Value:
         return Value(float(found.value[0, c]), found.deleted[0, c])
 
-    T = {name: value(b.found[TRANSFER]) for name, b in others.items()}
+    T, T_own = {name: value(b.found[TRANSFER]) for name, b in others.items()}, main[TRANSFER].value[0, c]
     best = max((name for name in T if others[name].family == "lexical"), key=lambda name: T[name].value)
     encoders = [T[name] for name in T if others[name].family == "contextual"]
     return Evidence(T=value(main[TRANSFER]), adjusted=value(adjusted), lexical=T[best], lexical_name=best, p=float(p),
-                    encoder=max(encoders, key=lambda v: v.value, default=None), one_register=one_register)
+                    encoder=max(encoders, key=lambda v: v.value, default=None), one_register=unrelated is None,
+                    p_offsets=None if unrelated is None else float((1 + (unrelated[:, c] >= T_own).sum()) / (1 + len(unrelated))))
 
 
 def ruled(e: Evidence, about: Result, contrast: str, thresholds: Probes, *, literal: Areas, rates: dict) -> Result:

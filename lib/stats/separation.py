@@ -15,7 +15,8 @@ from scipy.stats import t as student
 
 from lib.errors import BadInput
 from lib.params import Separation
-from lib.stats import constructions, mtmm
+from lib.stats import constructions, mtmm, simulate
+from lib.stats.adjust import without_form
 from lib.stats.constructions import NEUTRAL, kappa, kappa_split, mean_cosines, trait_products
 from lib.stats.triplets import Scenarios, check, find_scenarios
 from lib.stats.ustat import MIN_CLUSTERS, cluster_sums, cosine, jackknife
@@ -37,11 +38,13 @@ class SeparationReport:
 
 
 def separation(X: np.ndarray, texts: pd.DataFrame, *, thresholds: Separation, model_id: str, layer: int, seed: int,
-               n_permutations: int, unembedding_cov: np.ndarray | None = None) -> SeparationReport:
+               n_permutations: int, unembedding_cov: np.ndarray | None = None, leaky: bool = False) -> SeparationReport:
     """Criterion 1 on the activations `X` [text, d_model] of one layer; rows of other conditions are ignored.
 
-    `unembedding_cov` [d_model, d_model] adds the causal metric as a sensitivity row. Raises BadInput on activations
-    that are not finite or do not fit the texts; too few scenarios or clusters give INCONCLUSIVE with the reason.
+    `unembedding_cov` [d_model, d_model] adds the causal metric as a sensitivity row. `leaky`: words alone tell C from
+    A, so directions of words would pass. Where the texts have responses, C and A must also be apart without what
+    length and style explain, else the flag FORM. Raises BadInput on activations that are not finite or do not fit the
+    texts; too few scenarios or clusters give INCONCLUSIVE with the reason.
     """
     X = np.asarray(X)
     check(X, texts)
@@ -56,7 +59,13 @@ def separation(X: np.ndarray, texts: pd.DataFrame, *, thresholds: Separation, mo
     metrics = metric_table((values, plain.codes), paired, seed=seed, n_permutations=n_permutations,
                            unembedding_cov=unembedding_cov)
     beside, draws = constructions.table(values, plain.codes, residuals(values), seed=seed)
-    flags, matrix = register_flags(paired)
+    flags, matrix = register_flags(paired, seed=seed)
+    flags += ["LEAKY"] if leaky else []
+    if "response" in texts:
+        bare = without_form(X, texts)[plain.rows]
+        row = measure(bare, plain.codes, register="plain", metrics=(None, None), seed=seed, n_permutations=n_permutations)
+        metrics.loc[len(metrics)] = {"register": "plain", "metric": "without form"} | row
+        flags += ["FORM"] if not apart(row, thresholds) else []
     main = metrics.query("register == 'plain'").set_index("metric")
     kappa_row, literal = main.loc["euclidean"], float(beside.set_index("construction").loc["one_vs_rest", "cos"])
     flags += ["GENERIC"] if generic(kappa_row["kappa"], draws["N1"]) else []
@@ -147,13 +156,15 @@ def generic(estimate: float, draws: list[dict]) -> bool:
     return bool(low <= estimate <= high)
 
 
-def register_flags(paired: tuple[np.ndarray, np.ndarray] | None) -> tuple[list[str], pd.DataFrame]:
+def register_flags(paired: tuple[np.ndarray, np.ndarray] | None, *, seed: int) -> tuple[list[str], pd.DataFrame]:
     """LEXICAL or ONE-REGISTER, and the multitrait-multimethod table of (values [S, 9, d], codes); None: one register."""
     if paired is None:
         return ["ONE-REGISTER"], pd.DataFrame(columns=mtmm.COLUMNS)
     products = trait_products(*paired)
     found = mtmm.advantages(products)
-    return ["LEXICAL"] if mtmm.lexical(found) else [], mtmm.table(products, found)
+    values = paired[0]
+    spread = simulate.spread_of(residuals(values), values.mean(1))
+    return ["LEXICAL"] if mtmm.lexical(found, mtmm.chance(spread, seed=seed)) else [], mtmm.table(products, found)
 
 
 def literally(value: float, thresholds: Separation) -> str:
@@ -164,6 +175,12 @@ def literally(value: float, thresholds: Separation) -> str:
 def literal_rate(draws: list[dict], thresholds: Separation) -> float:
     """How often the literal criterion passes on draws of a null."""
     return float(np.mean([draw["one_vs_rest"] < thresholds.cos_max for draw in draws]))
+
+
+def apart(row: dict, thresholds: Separation) -> bool:
+    """Whether both directions are reliable, C and A differ, and κ lies below its bound, in one row of the metric table."""
+    return bool(min(row["reliability_C"], row["reliability_A"]) >= thresholds.reliability_min and row["swap_p"] < thresholds.swap_p_max
+                and row["ci_high"] < thresholds.cos_max)
 
 
 def decide(main: pd.DataFrame, flags: list[str], thresholds: Separation) -> tuple[str, str]:
@@ -180,6 +197,8 @@ def decide(main: pd.DataFrame, flags: list[str], thresholds: Separation) -> tupl
         f"the interval of κ does not end below {bound:g}": euclidean["ci_high"] < bound,
         f"the interval of the whitened κ does not end below {bound:g}": whitened["ci_high"] < bound,
         "LEXICAL: the directions do not carry over to the other register": "LEXICAL" not in flags,
+        "LEAKY: words alone tell C from A": "LEAKY" not in flags,
+        "FORM: without what length and style explain, C and A are not shown to be apart": "FORM" not in flags,
     }
     missed = [reason for reason, met in needed.items() if not met]
     if missed:
@@ -212,17 +231,14 @@ def undecided(X: np.ndarray, empathy: Scenarios, reason: str, *, thresholds: Sep
 def layer_curve(X_layers: np.ndarray, texts: pd.DataFrame) -> pd.DataFrame:
     """κ with its interval and the biased cosines at every layer of `X_layers` [layer, text, d_model] (Euclidean).
 
-    Descriptive: the verdict is read at the preregistered layer only.
+    Descriptive: the verdict is read at the preregistered layer only. Empty where clusters are too few for an interval.
     """
     check(X_layers, texts)
     plain = find_scenarios(texts, ("empathy", "plain"), ("valence_stripped", "plain"))
-    if not plain.enough:
-        raise BadInput(f"texts: {plain.n_clusters} clusters have all empathy and valence-stripped texts; "
-                       f"{MIN_CLUSTERS} are needed for an interval")
     rows = []
-    for layer, X in enumerate(X_layers):
+    for layer, X in enumerate(X_layers if plain.enough else ()):
         values = X[plain.rows].astype(float)
         interval = jackknife(kappa, trait_products(values, plain.codes))
         rows.append({"layer": layer, "kappa": interval.estimate, "ci_low": interval.low, "ci_high": interval.high,
                      **mean_cosines(values.mean(0))})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["layer", "kappa", "ci_low", "ci_high", "one_vs_rest", "minus_instrumental", "minus_neutral"])

@@ -2,50 +2,95 @@
 
     minimise over w, b   sum_i loss(y_i, f_i) + lam/2 |w|^2,    f_i = w.x_i + b,    loss: logistic, or (y - f)^2 / 2
 
-With w = X'alpha every quantity needs inner products K = X X' only, so the cost grows with the number of texts and not
-with d_model; contrasts, penalties and permutations are rows of one problem. Newton's equations for w are solved by
-conjugate gradients in the inner product of K: one product with K a step, no factorisation. Where there are many more
-texts than features, K v is computed as X (X'v) and never formed: the same iterates at the cost of the primal.
+Where texts are fewer than features (`Dual`), w = X'c and everything needs inner products K = X X' only: the cost does
+not grow with d_model. Otherwise (`Primal`) c is w itself. Contrasts, penalties and permutations are columns of one
+problem. Newton's equations for w are solved by conjugate gradients: one product with K, or two with X, a step, and no
+factorisation. The steps are computed in single precision, since the next step mends what rounding spoils; gradients,
+scores and coefficients stay in the precision of the data. Where single precision stops helping, double takes over.
+Columns that are done leave the iteration, so easy penalties cost nothing while hard ones go on.
 
 A convex function's slope at the end of a step says whether the step went too far, so the line search needs no
 function values. Preconditioning with the bound K/4 + lam of Boehning (1992) was tried: it halves the steps and doubles
-their cost. Labels are [column, row], as are coefficients; batches (layers) come first.
+their cost. Labels are [column, row]; coefficients [..., column, row or feature]; batches (layers) come first.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 MAX_NEWTON, MAX_CG, MAX_HALVINGS = 100, 2000, 40
-TINY = 1e-30
+CROWDED = 0.75  # columns are moved together when no more than this share is still at work
+FLOOR = 1e-30  # of the curvature, where every label is certain
+
+
+def _dot(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    return np.vecdot(u, v)[..., None]
 
 
 @dataclass(frozen=True)
-class Dual:
-    """Training rows as inner products: `inner` [..., row, row], and `outer` [..., text, row] of the texts to score."""
+class Form:
+    """Training rows `inner` and texts to score `outer`, as inner products or as features."""
 
     inner: np.ndarray
     outer: np.ndarray
 
-    def times(self, v: np.ndarray) -> np.ndarray:
-        return v @ self.inner
+    def to(self, dtype: type) -> "Form":
+        """The training rows in another precision."""
+        return replace(self, inner=self.inner.astype(dtype, copy=False), outer=self.outer[..., :0, :])
 
-    def scores(self, alpha: np.ndarray) -> np.ndarray:
-        return alpha @ self.outer.swapaxes(-1, -2)
+    @property
+    def size(self) -> np.ndarray:
+        """Root mean squared norm [..., 1, 1] of the training rows."""
+        return np.sqrt(self.squares.mean(axis=-1))[..., None, None]
 
 
 @dataclass(frozen=True)
-class Primal:
-    """Training rows as features: `inner` [..., row, d], and `outer` [..., text, d] of the texts to score."""
+class Dual(Form):
+    """`inner` [..., row, row], `outer` [..., text, row]; `full`: K is known to have no null space but the mean's."""
 
-    inner: np.ndarray
-    outer: np.ndarray
+    full: bool = False
 
-    def times(self, v: np.ndarray) -> np.ndarray:
-        return v @ self.inner @ self.inner.swapaxes(-1, -2)
+    @property
+    def squares(self) -> np.ndarray:
+        return np.diagonal(self.inner, axis1=-2, axis2=-1)
 
-    def scores(self, alpha: np.ndarray) -> np.ndarray:
-        return alpha @ self.inner @ self.outer.swapaxes(-1, -2)
+    def image(self, c: np.ndarray) -> np.ndarray:
+        """Scores of the training rows, without intercept, for coefficients c."""
+        return c @ self.inner
+
+    def pull(self, rows: np.ndarray) -> np.ndarray:
+        """Coefficients of the sum of training rows weighted by `rows`."""
+        return rows
+
+    def product(self, c: np.ndarray, e: np.ndarray, image_e: np.ndarray) -> np.ndarray:
+        """Inner product of the weights that c and e stand for."""
+        return _dot(c, image_e)
+
+    def scores(self, c: np.ndarray) -> np.ndarray:
+        return c @ self.outer.swapaxes(-1, -2)
+
+
+@dataclass(frozen=True)
+class Primal(Form):
+    """`inner` [..., row, feature], `outer` [..., text, feature]."""
+
+    full: bool = True
+
+    @property
+    def squares(self) -> np.ndarray:
+        return np.vecdot(self.inner, self.inner)
+
+    def image(self, c: np.ndarray) -> np.ndarray:
+        return c @ self.inner.swapaxes(-1, -2)
+
+    def pull(self, rows: np.ndarray) -> np.ndarray:
+        return rows @ self.inner
+
+    def product(self, c: np.ndarray, e: np.ndarray, image_e: np.ndarray) -> np.ndarray:
+        return _dot(c, e)
+
+    def scores(self, c: np.ndarray) -> np.ndarray:
+        return c @ self.outer.swapaxes(-1, -2)
 
 
 Space = Dual | Primal
@@ -53,109 +98,128 @@ Space = Dual | Primal
 
 def make_space(train: np.ndarray, texts: np.ndarray) -> Space:
     """The cheaper form for training features [..., row, d] and features to score [..., text, d]."""
-    if train.shape[-2] > 2 * train.shape[-1]:
-        return Primal(train, texts)
+    if train.shape[-2] > train.shape[-1]:
+        return Primal(inner=train, outer=texts)
     other = train.swapaxes(-1, -2)
-    return Dual(train @ other, texts @ other)
+    return Dual(inner=train @ other, outer=texts @ other, full=True)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Dual coefficients alpha [..., column, row] and intercepts b [..., column, 1]."""
+    """Coefficients c [..., column, row or feature] and intercepts b [..., column, 1]."""
 
     space: Space
-    alpha: np.ndarray
+    c: np.ndarray
     b: np.ndarray
 
     def scores(self) -> np.ndarray:
         """Decision values [..., column, text] of the space's texts."""
-        return self.space.scores(self.alpha) + self.b
+        return self.space.scores(self.c) + self.b
+
+    def weights(self, train: np.ndarray) -> np.ndarray:
+        """Weights [..., column, d], given the training features [..., row, d]."""
+        return self.c @ train if isinstance(self.space, Dual) else self.c
 
 
 def logistic(space: Space, Y: np.ndarray, lam: float | np.ndarray, *, tol: float = 1e-6) -> Fit:
     """Logistic classifiers, one for every column of labels Y [column, row]: +1, -1, or 0 for a row left out.
 
-    `lam` is scikit-learn's 1/C, a number or [column, 1]. Stops when the gradient's norm in w and its component in b
-    are at most `tol`.
+    `lam` is scikit-learn's 1/C, a number or [column, 1]. Stops when the gradient's component along any training row
+    (of root mean squared norm) and in b are at most `tol`.
     """
-    dtype = space.inner.dtype
+    dtype, size = space.inner.dtype, space.size
+    work, last = space.to(np.float32 if space.full else np.float64), np.inf
     member, target = (Y != 0).astype(dtype), (Y > 0).astype(dtype)
-    shape = (*space.inner.shape[:-2], *Y.shape)
-    alpha, f, b = np.zeros(shape, dtype), np.zeros(shape, dtype), np.zeros((*shape[:-1], 1), dtype)
+    f = np.zeros((*space.inner.shape[:-2], *Y.shape), dtype)
+    c, b = np.zeros_like(space.pull(f)), np.zeros((*f.shape[:-1], 1), dtype)
     g, D = _gradient(f, target, member)
     for _ in range(MAX_NEWTON):
-        residual = g - lam * alpha
-        K_residual = space.times(residual)
-        off = g.sum(-1, keepdims=True)
-        worst = max(np.sqrt(np.maximum(_dot(residual, K_residual), 0)).max(), abs(off).max())
+        off, total = g.sum(-1, keepdims=True), D.sum(-1, keepdims=True)
+        share = D / total
+        r = space.pull(g - share * off) - lam * c
+        image = space.image(r)
+        left = np.maximum(abs(image / np.where(size > 0, size, 1)).max(-1, keepdims=True), abs(off))
+        worst = left.max()
         if worst <= tol:
             break
-        a, Ka, db = _newton_step(space, D, off, residual, lam, accuracy=min(0.3, worst**0.5), tol=tol)
-        rise, step = _dot(residual, Ka) + off * db, np.ones_like(db)
-        # moving no score by more than 1 changes no curvature by more than e: such a step cannot overshoot
-        large = abs(Ka + db).max(axis=-1, keepdims=True) > 1
-        for _ in range(MAX_HALVINGS):
-            f_new, alpha_new = f + step * (Ka + db), alpha + step * a
-            g, D = _gradient(f_new, target, member)
-            slope = _dot(g - lam * alpha_new, Ka) + g.sum(-1, keepdims=True) * db
-            far = large & (slope < -0.5 * rise)
-            if not far.any():
-                break
-            step = np.where(far, step / 2, step)
-        alpha, b, f = alpha_new, b + step * db, f_new
-    return Fit(space, alpha, b)
+        if worst > last / 2 and work.inner.dtype == np.float32:
+            work = space.to(np.float64)
+        last = worst
+        e = _solve(work, D, share, r, image, lam, accuracy=np.minimum(0.3, left), tol=tol).astype(dtype)
+        image = space.image(e)
+        db = off / total - _dot(share, image)
+        c, b, f, g, D = _line_search(space, e, image, db, c, b, f, g, lam, target, member)
+    return Fit(space, c, b)
 
 
 def ridge(space: Space, Y: np.ndarray, lam: float | np.ndarray, *, tol: float = 1e-8) -> Fit:
-    """Ridge regression on the labels Y, arguments as in `logistic`; `lam` is scikit-learn's alpha. One Newton step."""
-    shape = (*space.inner.shape[:-2], *Y.shape)
-    y = np.broadcast_to(Y.astype(space.inner.dtype), shape)
-    member = np.broadcast_to((Y != 0).astype(y.dtype), shape)
-    alpha, _, b = _newton_step(space, member, y.sum(-1, keepdims=True), y, lam, accuracy=0, tol=tol)
-    return Fit(space, alpha, b)
-
-
-def _dot(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.vecdot(u, v)[..., None]
+    """Ridge regression on the labels Y, arguments as in `logistic`; `lam` is scikit-learn's alpha. One linear system."""
+    dtype = space.inner.dtype
+    y = np.broadcast_to(Y.astype(dtype), (*space.inner.shape[:-2], *Y.shape))
+    D = np.broadcast_to((Y != 0).astype(dtype), y.shape)
+    share = D / D.sum(-1, keepdims=True)
+    r = space.pull(y - share * y.sum(-1, keepdims=True))
+    c = _solve(space, D, share, r, space.image(r), lam, accuracy=np.zeros(1), tol=tol)
+    return Fit(space, c, _dot(share, y) - _dot(share, space.image(c)))
 
 
 def _gradient(f: np.ndarray, target: np.ndarray, member: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Label minus probability, and the curvature p(1-p); zero in rows left out."""
     p = 1 / (1 + np.exp(-np.maximum(f, -80)))
-    return member * (target - p), member * (p * (1 - p) + f.dtype.type(TINY))
+    return member * (target - p), member * (p * (1 - p) + f.dtype.type(FLOOR))
 
 
-def _newton_step(space: Space, D, off, residual, lam, *, accuracy: float, tol: float) -> tuple:
-    """Steps of alpha, of K alpha and of b: CG down to `accuracy` times the first residual, or to tol / 10.
-
-    Without the intercept the equations read (D - d d'/sum d) K a + lam a = residual - d off / sum d = r0. The step a
-    itself is never accumulated: it follows from the last residual.
-    """
-    share = D / D.sum(-1, keepdims=True)
-    r0 = residual - share * off
-    r, Kr = r0.copy(), space.times(r0)
-    p, Kp = r0.copy(), Kr.copy()
-    Ka, q, work = np.zeros_like(r), np.empty_like(r), np.empty_like(r)
-    rr = np.maximum(_dot(r, Kr), 0)
-    stop = np.maximum(rr * accuracy**2, (tol / 10) ** 2)
-    for _ in range(MAX_CG):
-        np.subtract(Kp, _dot(share, Kp), out=q)
-        q *= D
-        q += np.multiply(p, lam, out=work)
-        pq = _dot(Kp, q)
-        active = (rr > stop) & (pq > 0)
-        if not active.any():
+def _line_search(space, e, image, db, c, b, f, g, lam, target, member) -> tuple:
+    """The whole Newton step, or half, a quarter ... of it in columns whose slope at its end has turned up too far."""
+    move, step = image + db, np.ones_like(db)
+    rise = _dot(g, move) - lam * space.product(c, e, image)
+    # moving no score by more than 1 changes no curvature by more than e: such a step cannot overshoot
+    large = abs(move).max(axis=-1, keepdims=True) > 1
+    for _ in range(MAX_HALVINGS):
+        f_new, c_new = f + step * move, c + step * e
+        g, D = _gradient(f_new, target, member)
+        slope = _dot(g, move) - lam * space.product(c_new, e, image)
+        far = large & (slope < -0.5 * rise)
+        if not far.any():
             break
-        step = np.divide(rr, pq, out=np.zeros_like(rr), where=active)
-        Ka += np.multiply(Kp, step, out=work)
-        r -= np.multiply(q, step, out=work)
-        Kr = space.times(r)
-        rr, old = np.maximum(_dot(r, Kr), 0), rr
+        step = np.where(far, step / 2, step)
+    return c_new, b + step * db, f_new, g, D
+
+
+def _solve(space: Space, D, share, r, image, lam, *, accuracy: np.ndarray, tol: float) -> np.ndarray:
+    """Newton's step e: pull(D image(e) - D mean) + lam e = r, where mean is that of image(e) by the weights `share`.
+
+    Conjugate gradients in the inner product of the weights, down to `accuracy` times the first residual, or tol / 10.
+    """
+    dtype = space.inner.dtype
+    D, share, r, image = (each.astype(dtype, copy=each is r) for each in (D, share, r, image))
+    rr = np.maximum(space.product(r, r, image), 0)
+    stop = np.maximum(rr * np.maximum(accuracy, 100 * np.finfo(dtype).eps) ** 2, (tol / 10 * space.size) ** 2)
+    lam = np.broadcast_to(np.asarray(lam, dtype), rr.shape)
+    found, columns = np.zeros_like(r), np.arange(r.shape[-2])
+    e, p, Fp = np.zeros_like(r), r.copy(), image.copy()
+    for _ in range(MAX_CG):
+        v = Fp - _dot(share, Fp)
+        v *= D
+        curve = _dot(Fp, v) + lam * space.product(p, p, Fp)
+        active = (rr > stop) & (curve > 0)
+        at_work = active.reshape(-1, active.shape[-2]).any(axis=0)
+        if not at_work.any():
+            break
+        if at_work.mean() <= CROWDED:
+            found[..., columns, :], columns = e, columns[at_work]
+            D, share, lam, stop, rr, e, r, p, Fp, v, curve, active = (
+                each[..., at_work, :] for each in (D, share, lam, stop, rr, e, r, p, Fp, v, curve, active))
+        q = space.pull(v) + p * lam
+        step = np.divide(rr, curve, out=np.zeros_like(rr), where=active)
+        e += p * step
+        r -= q * step
+        Fr = space.image(r)
+        rr, old = np.maximum(space.product(r, r, Fr), 0), rr
         beta = np.divide(rr, old, out=np.zeros_like(rr), where=active)
         p *= beta
         p += r
-        Kp *= beta
-        Kp += Kr
-    centre = _dot(share, Ka)
-    a = (r0 - r - D * (Ka - centre)) / lam
-    return a, Ka, off / D.sum(-1, keepdims=True) - centre
+        Fp *= beta
+        Fp += Fr
+    found[..., columns, :] = e
+    return found

@@ -1,7 +1,8 @@
 """Audit of other people's contrast data: can words alone tell their two classes apart?
 
 What a sceptic runs on a published probe. Texts of a group (a pair, a topic, a source) stay on one side of every fold;
-without groups, near-duplicates are kept together. A test set of their own is scored as it was given.
+without groups, near-duplicates and the two texts of a pair are kept together. A test set of their own is scored as it
+was given.
 """
 
 from collections.abc import Sequence
@@ -13,19 +14,20 @@ from lib.errors import BadInput
 from lib.stats.auroc import auroc, deleted_auroc, jackknife_interval
 from lib.stats.contrasts import Design, areas, make_design
 from lib.stats.crossfit import dense_source, given_split, gram_source, out_of_fold
-from lib.text.clusters import scenario_clusters
+from lib.text.clusters import scenario_clusters, together
 from lib.text.features import Logistic, NaiveBayes, family
 
-MAX_TEXTS = 1200  # of a split; more are sampled by whole groups: they would hardly move an AUROC
+MAX_TEXTS = 600  # of a split; more are sampled by whole groups: they would hardly move an AUROC
 
 
 def audit_contrast(rows: pd.DataFrame, *, seed: int, cosine: float, n_repeats: int = 1, X: np.ndarray | None = None,
-                   token_ids: Sequence | None = None) -> pd.DataFrame:
+                   embedding: np.ndarray | None = None, token_ids: Sequence | None = None) -> pd.DataFrame:
     """Columns evaluation ("grouped" or "train->test"), family, baseline, auroc, ci_low, ci_high, n; best first.
 
-    `rows`: text, label (0 or 1), and optionally group (else near-duplicates, TF-IDF cosine above `cosine`) and split
-    ("train" or "test"). X [layer, text, d]: activations of the same rows, audited beside the words. Raises BadInput
-    where a column, a class or enough groups are missing.
+    `rows`: text, label (0 or 1), and optionally group (else near-duplicates, TF-IDF cosine above `cosine`, and texts
+    of one `pair`) and split ("train" or "test"). X [layer, text, d]: activations of the same rows, audited beside the
+    words; `embedding` [text, d], which counts as words. Raises BadInput where a column, a class or enough groups are
+    missing.
     """
     rows, kept = checked(rows, cosine=cosine, seed=seed)
     X = None if X is None else np.asarray(X)[:, kept]
@@ -36,6 +38,8 @@ def audit_contrast(rows: pd.DataFrame, *, seed: int, cosine: float, n_repeats: i
     solved = [b for b in baselines if isinstance(b, Logistic)]
     counted = [b for b in baselines if isinstance(b, NaiveBayes)]
     sources = [("text", [b.name for b in solved], gram_source([b.gram for b in solved]))]
+    if embedding is not None:
+        sources.append(("text", ["embedding layer"], dense_source(np.asarray(embedding)[None, kept].astype(np.float32))))
     if X is not None:
         sources.append(("activations", [f"layer {i}" for i in range(len(X))], dense_source(X.astype(np.float32))))
     tables = []
@@ -67,7 +71,8 @@ def checked(rows: pd.DataFrame, *, cosine: float, seed: int) -> tuple[pd.DataFra
     if not split.isin(["train", "test"]).all():
         raise BadInput("split: values must be 'train' or 'test'")
     rng, kept = np.random.default_rng(seed), []
-    group = rows["group"] if "group" in rows else pd.Series(range(len(rows)))
+    unit = next((column for column in ("group", "pair") if column in rows), None)
+    group = rows[unit] if unit else pd.Series(range(len(rows)))
     if group.isna().any():
         raise BadInput(f"group: row {int(np.flatnonzero(group.isna())[0])} has none")
     for part in ("train", "test"):
@@ -81,7 +86,8 @@ def checked(rows: pd.DataFrame, *, cosine: float, seed: int) -> tuple[pd.DataFra
         if rows.loc[rows["split"] == part, "label"].nunique() < 2:
             raise BadInput(f"label: the {part} rows hold one class only")
     if "group" not in rows:
-        rows["group"] = scenario_clusters(list(rows["text"]), cosine=cosine)
+        alike = scenario_clusters(list(rows["text"]), cosine=cosine)
+        rows["group"] = together(alike, rows["pair"]) if "pair" in rows else alike
     return rows.assign(label=rows["label"].astype(int)), kept
 
 

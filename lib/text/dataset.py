@@ -6,6 +6,7 @@ the shape `{metadata, triplets: [{id, scenario, cognitive, affective, instrument
 """
 
 import json
+import warnings
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -40,15 +41,19 @@ Id = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}
 Context = Literal["crisis_support", "emotional_disclosure", "frustration", "casual_conversation", "technical_assistance", ""]
 
 
-class Item(BaseModel):
-    """Fields every item has; unknown fields of other people's files are kept out of the study."""
+with warnings.catch_warnings():
+    # `register` is the field's name in the files; the method of that name belongs to abstract classes, not to items
+    warnings.filterwarnings("ignore", 'Field name "register"', UserWarning)
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
-    id: Id
-    scenario: Text
-    context: Context = ""
-    domain: str = ""
-    register: Literal["plain", "counter"] = "plain"
+    class Item(BaseModel):
+        """Fields every item has; unknown fields of other people's files are kept out of the study."""
+
+        model_config = ConfigDict(extra="ignore", frozen=True)
+        id: Id
+        scenario: Text
+        context: Context = ""
+        domain: str = ""
+        register: Literal["plain", "counter"] = "plain"
 
 
 class Triplet(Item):

@@ -22,6 +22,8 @@ from lib.text.features import Logistic, NaiveBayes, document_frequency, family, 
 
 EMPATHY = {"C/A": ("cognitive", "affective"), "C/I": ("cognitive", "instrumental"), "A/I": ("affective", "instrumental")}
 MIN_SCENARIOS = 10
+EMPTY = {"table": "condition pair evaluation baseline auroc ci_low ci_high n",
+         "best": "condition pair evaluation baseline auroc ci_low ci_high n", "ngrams": "condition pair register side ngram weight"}
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,15 @@ def audit(texts: pd.DataFrame, *, thresholds: Probes, seed: int, n_repeats: int 
                          strata(texts), leaky, reason)
 
 
+def audit_or_say(texts: pd.DataFrame, *, thresholds: Probes, seed: int, n_repeats: int = 2) -> LeakageReport:
+    """`audit`, or where the texts are too few for one: empty tables, not leaky as far as known, and the reason."""
+    try:
+        return audit(texts, thresholds=thresholds, seed=seed, n_repeats=n_repeats)
+    except BadInput as error:
+        empty = {name: pd.DataFrame(columns=columns.split()) for name, columns in EMPTY.items()}
+        return LeakageReport(**empty, clusters=near_duplicates(texts), strata=strata(texts), leaky=False, reason=f"not audited: {error}")
+
+
 def _first(frame: pd.DataFrame, column: str) -> pd.DataFrame:
     return frame[[column, *frame.columns.drop(column)]]
 
@@ -144,7 +155,7 @@ def heavy_ngrams(rows: pd.DataFrame, design: Design, *, top: int = 10) -> pd.Dat
         K, names = tfidf(counted)(every, every), counted.names()
         fit = logistic(Dual(K, K), design.Y[:, train], 1.0, tol=1e-4)
         idf = np.log((1 + len(train)) / (1 + document_frequency(counted.counts))) + 1
-        weights = fit.alpha @ scaled_rows(counted.counts.multiply(idf).tocsr(), order=2) * idf
+        weights = fit.c @ scaled_rows(counted.counts.multiply(idf).tocsr(), order=2) * idf
         for pair, weight in zip(design.contrasts, weights, strict=True):
             order = np.argsort(weight)
             for side, chosen in (("first", order[::-1][:top]), ("second", order[:top])):
