@@ -24,7 +24,7 @@ function fill(node, text, leaking) {
     leaking.has(part.toLowerCase().replaceAll("’", "'")) ? h("mark", { textContent: part }) : document.createTextNode(part)));
 }
 
-const clock = (seconds) => seconds < 90 ? `${Math.round(seconds)} s` : seconds < 5400 ? `${Math.round(seconds / 60)} min`
+const clock = (seconds) => seconds < 1 ? "under 1 s" : seconds < 90 ? `${Math.round(seconds)} s` : seconds < 5400 ? `${Math.round(seconds / 60)} min`
   : `${(seconds / 3600).toFixed(1)} h`;
 const words = (name) => name.replaceAll("_", " ");
 const two = (value) => value === null || value === undefined ? "–" : value.toFixed(2);
@@ -53,7 +53,7 @@ function render({ model, el }) {
   const gauge = part("div", "gauge"), panel = part("section", "panel", { ariaLabel: "Details", hidden: true });
 
   const button = (key, label, kind = "") => h("button", { type: "button", className: `fc-button ${kind}`, onclick: () => press(key) },
-    h("kbd", { textContent: key.length === 1 ? key.toUpperCase() : { arrowleft: "←", arrowright: "→" }[key] ?? key }), ` ${label}`);
+    h("kbd", { textContent: key.length === 1 ? key.toUpperCase() : { escape: "Esc" }[key] ?? key }), ` ${label}`);
   const actions = part("div", "actions", { role: "toolbar", ariaLabel: "Decide" });
   actions.append(button("a", "accept", "fc-yes"), button("r", "reject…", "fc-no"), button("f", "flag"), button("g", "guess types"), button("e", "edit…"),
     button("c", "comment"), button("u", "undo"), button("y", "redo"));
@@ -75,8 +75,10 @@ function render({ model, el }) {
   const answers = part("div", "responses");
   answers.append(...slots.map((slot) => slot.box));
   const main = part("div", "main"), side = part("aside", "side", { ariaLabel: "Progress and leakage" });
-  main.append(top, alarm, stale, scenario, about, answers, comment, others, prompt, actions, moves, tools, notice, hint, panel);
-  side.append(h("h3", { textContent: "Progress" }), bar, pace, strata, h("h3", { textContent: "Do words give the types away?" }), gauge);
+  const foot = part("div", "foot"), measure = (title, ...nodes) => h("div", { className: "fc-measure" }, h("h3", { textContent: title }), ...nodes);
+  foot.append(notice, hint);
+  main.append(top, alarm, stale, scenario, about, answers, comment, others, prompt, actions, moves, tools, foot, panel);
+  side.append(measure("Progress", bar, pace, strata), measure("Do words give the types away?", gauge));
   const card = h("div", { className: "fc-card tex2jax_ignore mathjax_ignore", tabIndex: 0, role: "group", ariaLabel: `Filter card of ${choices.annotator}; press question mark for its keys` }, main, side);
   card.dataset.lmSuppressShortcuts = "true";
   card.addEventListener("keydown", onkey, true);
@@ -315,6 +317,7 @@ function render({ model, el }) {
     const found = proposal.scenarios;
     if (proposal.error) { show("keep", h("h3", { textContent: "Keep the best" }), h("p", { textContent: `No proposal: ${proposal.error}` })); return; }
     if (!found) { show("keep", h("h3", { textContent: "Keep the best" }), h("p", { textContent: "Choosing…" })); return; }
+    if (!found.length && !proposal.left_out.length) { show("keep", h("h3", { textContent: "Keep the best" }), h("p", { textContent: "No scenario is accepted in all its registers yet; there is nothing to choose from." })); return; }
     const pairs = Object.keys(proposal.before);
     const line = (name, areas) => h("tr", {}, h("th", { scope: "row", textContent: name }), ...pairs.map((pair) => h("td", { textContent: two(areas[pair]) })));
     const short = Object.entries(proposal.short).map(([name, n]) => `${words(name)} lacks ${n}`), over = Object.entries(proposal.domains).map(([name, share]) => `${words(name)} ${Math.round(100 * share)}%`);

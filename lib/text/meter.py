@@ -151,7 +151,7 @@ def best(table: pd.DataFrame) -> pd.DataFrame:
     return rows.loc[rows.groupby("pair", sort=False)["auroc"].idxmax()].reset_index(drop=True)
 
 
-def leaking_words(texts: pd.DataFrame, *, top: int = 12) -> dict[str, list[str]]:
+def leaking_words(texts: pd.DataFrame, *, top: int = 6) -> dict[str, list[str]]:
     """Words that tell a pair's types apart most, by smoothed log-odds times the share of texts that hold them.
 
     Where there are two registers a word counts by the weaker of the two, and only if it points the same way in both.
