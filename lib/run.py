@@ -35,6 +35,7 @@ from lib.stages import (
     stage_record,
 )
 from lib.store import Study, read_json, sha256, to_json, write_atomic
+from lib.text.filtering import journal_hashes
 
 console = Console(stderr=True, soft_wrap=True, highlight=False)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -62,6 +63,8 @@ def external_inputs(stage: str, run: str, parameters: dict, params: Params) -> d
     if stage == "01_generate":
         folder = Path(parameters["dataset"]) if parameters["dataset"] != "bundled" else ROOT / "lib" / "data" / "dataset"
         return dataset_hash(folder)
+    if stage == "02_filter":
+        return journal_hashes(parameters["journals"])
     if stage == "05_probe" and params.twin:
         return stage_record(outputs_root() / twin_run(run, params), "03_extract")["outputs"]
     if stage == "10_report":

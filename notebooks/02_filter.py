@@ -10,22 +10,26 @@
 # # 02 · Filter
 # Which triplets are good enough to stand on?
 #
-# Human decisions are kept as append-only journals in `labels/`, one file an annotator. This notebook applies them:
-# a triplet is left out when more annotators reject it than accept it. Without labels all bundled triplets stay, which
-# language models wrote and language models rated; the report says so.
+# Put your name into `annotator` and run the notebook in JupyterLab: a card shows one scenario in one register, its responses
+# in a blind order, and every key you press is on disk before the next card is painted. Without a name nothing is asked:
+# the journals in `labels/` are applied as they stand. A triplet that more annotators reject than accept is left out, with
+# both registers of its scenario. Without any labels the bundled selection stays, which language models wrote and rated.
 #
-# **Reads** `dataset/raw`, `labels/`. **Writes** `dataset/filtered`. **Cost**: seconds, local.
+# **Reads** `dataset/raw`, `labels/`. **Writes** `dataset/filtered`. **Cost**: seconds, local; labelling is up to you.
 
 # %%
 from IPython.display import display
 
 from lib.store import Study
-from lib.text import labels
+from lib.text import filtering, meter
 from lib.text.dataset import export_seed_schema
+from lib.text.filter_widget import FilterCard
 
 # %% tags=["parameters"]
 study: str = "smollm2-135m"  # name of the study: a file in params/
 journals: str = ""  # folder of label journals; empty: the project's labels/
+annotator: str = ""  # your name, to label; empty applies the journals without asking
+n_keep: int = 90  # scenarios in the set to be kept: what quotas and "keep the best" aim at
 
 # %%
 home = Study(study, "02_filter")
@@ -33,29 +37,54 @@ raw = home.load_texts("dataset/raw/texts.csv")
 display(raw.head(3))
 
 # %% [markdown]
-# ## Labels
-# The last decision of each annotator on each triplet counts.
+# ## Label
+# Click the card and press `?` for its keys. After labelling, run the cells below.
 
 # %%
-folder = labels.LABELS if not journals else labels.Path(journals)
-by_annotator = labels.decisions(folder)
-print({name: len(found) for name, found in by_annotator.items()} or "no human labels: the bundled selection, rated by language models, is used")
+if annotator:
+    card = FilterCard(raw, annotator=annotator, journals=journals, n_keep=n_keep)
+    display(card)
+
+# %% [markdown]
+# ## Apply the labels
+# The last decision of each annotator on each card counts; records about texts that have changed since do not.
 
 # %%
-votes = [(id_, decision) for found in by_annotator.values() for id_, decision in found.items()]
-balance = {id_: sum(1 if d == "accept" else -1 for i, d in votes if i == id_) for id_, _ in votes}
-rejected = {id_ for id_, total in balance.items() if total < 0}
-texts = raw[~raw.scenario_id.isin(rejected)].reset_index(drop=True)
-print(f"{len(rejected)} triplets left out, {texts[texts.condition == 'empathy'].scenario_id.nunique()} kept")
+filtered = filtering.apply(raw, journals)
+texts, about = filtered.texts, filtered.about
+print("selection by", about["source"])
+print(f"{len(about['left_out'])} triplets left out, {texts[texts.condition == 'empathy'].scenario_id.nunique()} kept; "
+      f"{about['edited_responses']} responses edited, {about['disputed']} disputes open, {about['stale_records']} stale records")
+if about["torn_journals"]:
+    print("a crash tore the last line, which was never confirmed, of", *about["torn_journals"])
+
+# %% [markdown]
+# Do the annotators agree? A κ near 0 is chance; a third of blind guesses is right by chance.
+
+# %%
+display(filtered.agreement.round(2))
+
+# %% [markdown]
+# ## Do words alone give the kept types away?
+# The quick lexical family, grouped by scenario cluster: the strongest baseline of each pair, across registers where there
+# are two. Stage 01 holds the audit by the whole family.
+
+# %%
+kept = texts[texts.condition == "empathy"]
+leakage = meter.measure(kept)
+display(meter.best(leakage).round(3) if len(leakage) else "too few scenarios to measure")
 
 # %% [markdown]
 # ## Checks and save
 # The texts are saved as the table every later stage reads, and as the seed-schema files that other tools import.
 
 # %%
-kept = texts[texts.condition == "empathy"]
 assert len(kept) and (kept.groupby(["scenario_id", "register"]).label.nunique() == 3).all()
 home.save_table("dataset/filtered/texts.csv", texts)
+home.save_table("dataset/filtered/verdicts.csv", filtered.verdicts)
+home.save_table("dataset/filtered/agreement.csv", filtered.agreement)
+home.save_table("dataset/filtered/leakage.csv", leakage)
+home.save_json("dataset/filtered/labels.json", about)
 for name, content in export_seed_schema(texts).items():
     home.save_json(f"dataset/filtered/{name}", content)
 

@@ -145,5 +145,7 @@ def texts_note(collected: list[Collected]) -> str:
     """Where the texts come from and what their leakage is."""
     audit = next((found for one in collected if (found := one.json("dataset/raw/leakage.json"))), None)
     said = "" if audit is None else f"Leakage audit: {audit['reason']}{' (LEAKY)' if audit['leaky'] else ''}. "
+    labels = next((found for one in collected if (found := one.json("dataset/filtered/labels.json"))), None)
+    chosen = "" if labels is None else f"The triplets were selected by {labels['source']}. "
     return ("The bundled texts were written by language models and rated by language models; no human wrote or labelled them unless a label "
-            "journal says so. Quantised weights were dequantised to float32, so values describe the quantised model. " + said)
+            f"journal says so. {chosen}Quantised weights were dequantised to float32, so values describe the quantised model. " + said)
