@@ -23,7 +23,7 @@ import pandas as pd
 from IPython.display import display
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from lib.model import corpus, prompts, sae, sae_gates, sae_training, weights
+from lib.model import corpus, prompts, sae, sae_gates, sae_training, text_tokens, weights
 from lib.report import sae_figures
 from lib.stats.clusters import clusters
 from lib.stats.describe import describe
@@ -32,13 +32,14 @@ from lib.store import Study
 
 # %% tags=["parameters"]
 study: str = "smollm2-135m"  # name of the study: a file in params/
-release: str = ""  # SAELens release of a published SAE of this model; empty: the shipped one, or training
+release: str = ""  # SAELens release of a published SAE of this model; empty: the shipped one; none: there is none, so training
 sae_id: str = ""  # its id within the release
 architecture: str = "topk"  # where an SAE is trained here: topk, batchtopk or jumprelu
 d_sae: int = 1152  # its latents
 k: int = 32  # its latents active on a token
 n_tokens: int = 245760  # its corpus tokens, each seed
 n_samples: int = 700000  # its training tokens, each seed, repeats counted
+corpus_name: str = ""  # conversations of the hub to stream, NAME:SPLIT; empty: the embedded ones
 n_heldout: int = 16000  # held-out corpus tokens that the gates are measured on
 n_ce: int = 2000  # held-out tokens for the cross-entropy recovered
 shard_tokens: int = 16384  # tokens of one file of cached activations
@@ -49,7 +50,7 @@ seed: int = 0  # seed of resampling and null data
 
 # %%
 home = Study(study, "04_sae", release=release, sae_id=sae_id, architecture=architecture, d_sae=d_sae, k=k, n_tokens=n_tokens,
-             n_samples=n_samples, n_heldout=n_heldout, n_ce=n_ce, n_surrogates=n_surrogates, n_bootstraps=n_bootstraps,
+             n_samples=n_samples, corpus_name=corpus_name, n_heldout=n_heldout, n_ce=n_ce, n_surrogates=n_surrogates, n_bootstraps=n_bootstraps,
              n_permutations=n_permutations, seed=seed)
 texts = home.load_texts()
 params, thresholds = home.params, home.params.thresholds.clusters
@@ -63,10 +64,12 @@ print(len(texts), "texts;", params.model.model_id, "on", model.device)
 
 # %%
 expected = sae.identity(params.model, params.layer)
+published = release not in ("", "none")
 shipped = None if release else sae.find_shipped(expected)
-pair = sae.load_pretrained(release, sae_id, params.model, device=str(model.device)) if release else None
+pair = sae.load_pretrained(release, sae_id, params.model, device=str(model.device)) if published else None
 layer = sae.layer_of(pair.saes[0]) if pair else params.layer
-print("SAE:", release or (f"shipped, {shipped.name}" if shipped else "none fits; one is trained here"), "at", sae.hook_name(layer))
+chosen = f"published, {release} / {sae_id}" if published else f"shipped, {shipped.name}" if shipped else "none fits; one is trained here"
+print("SAE:", chosen, "at", sae.hook_name(layer), "" if layer == params.layer else f"(the preregistered layer is {params.layer})")
 
 # %% [markdown]
 # Activations of the corpus are extracted once and kept in the cache as hashed shards.
@@ -74,7 +77,7 @@ print("SAE:", release or (f"shipped, {shipped.name}" if shipped else "none fits;
 # %%
 train_here = not (pair or shipped)
 shards = corpus.extract_corpus(
-    model, tokenizer, about=about, template=params.model.template, layer=layer, shard_tokens=shard_tokens,
+    model, tokenizer, about=about, template=params.model.template, layer=layer, shard_tokens=shard_tokens, corpus=corpus_name,
     n_tokens={"heldout": n_heldout} | ({"half0": n_tokens, "half1": n_tokens} if train_here else {}))
 heldout = shards.split("heldout", n_heldout)
 print({split: shards.n_tokens(split) for split in corpus.SPLITS}, "tokens;", sum(row["n_sinks"] for row in shards.rows), "sinks dropped")
@@ -99,27 +102,27 @@ if len(pair.curve):
 
 # %%
 measured = sae_gates.measure(pair.saes, heldout)
-held = corpus.pieces(tokenizer, params.model.template, context=corpus.CONTEXT, seed=0, splits=("heldout",))
+held = corpus.pieces(tokenizer, params.model.template, context=corpus.CONTEXT, seed=0, splits=("heldout",), corpus=corpus_name)
 found = {**measured, "mmcs": [measured["mmcs"]],
          **sae_gates.ce_recovered(model, held, layer, pair.saes, heldout.mean(0), n_tokens=n_ce)}
 if "train_tokens" in pair.about:
     found["train_test_gap"] = [a - b for a, b in zip(pair.about["train_explained_variance"], found["explained_variance"], strict=True)]
     found["tokens_per_latent"] = [n / pair.saes[0].cfg.d_sae for n in pair.about["train_tokens"]]
-elif release:
+elif published:
     found["tokens_per_latent"] = [float("inf")]  # by its own card
 
 # %%
-gates = gates_table(found, thresholds, d_model=params.model.d_model, nulls=pair.about["nulls"])
+nulls = {"random_decoder": {"mmcs": [random_mmcs(pair.saes[0].W_dec.shape, seed=seed)]}, **pair.about["nulls"]}
+gates = gates_table(found, thresholds, d_model=params.model.d_model, nulls=nulls)
 display(gates.round(3))
-print("random decoders of this shape: MMCS", round(random_mmcs(pair.saes[0].W_dec.shape, seed=seed), 3),
-      "| each decoder with its own start:", [round(v, 3) for v in pair.about.get("mmcs_with_own_start", [])],
+print("each decoder with its own start:", [round(v, 3) for v in pair.about.get("mmcs_with_own_start", [])],
       "| cross-entropy recovered against zeros instead of the mean:", [round(v, 3) for v in found["ce_recovered_zero"]])
 print("All gates pass." if not failing(gates) else "Gates that fail: " + "; ".join(failing(gates)))
 
 # %% [markdown]
 # ## Latents of the texts
-# Tokens are encoded, then pooled over each reply. The SAE never saw texts like these, so how well it reconstructs them is
-# shown too.
+# The activations of the replies' tokens are extracted once and kept in the cache too. Tokens are encoded, then pooled over
+# each reply. The SAE never saw texts like these, so how well it reconstructs them is shown as well.
 
 # %%
 groups: dict[str, list[int]] = {}
@@ -129,7 +132,8 @@ order = [row for rows in groups.values() for row in rows]
 encoded = [[prompts.encode(tokenizer, params.model.template, texts.scenario[row], texts.response[row]) for row in rows] for rows in groups.values()]
 
 # %%
-made = sae.encode_texts(model, pair.saes, encoded, layer)
+tokens = text_tokens.extract_texts(model, encoded, about=about, template=params.model.template, layer=layer)
+made = sae.encode_texts(pair.saes, tokens)
 back = pd.Series(range(len(order)), index=order).sort_index().to_numpy()
 latents, resid = [z[back] for z in made.pooled], made.resid[back]
 print("explained variance on the study's own tokens:", [round(v, 3) for v in made.explained_variance])
@@ -165,8 +169,8 @@ if len(report.texts):
     sae_figures.map_figure(report.texts, names).show()
 
 # %% [markdown]
-# What the clusters are: types, contexts, words, and the latents that are higher in them, each with its strongest tokens.
-# A cluster of one context would be a topic.
+# What the clusters are: types, contexts, words, the latents that are higher in them, each with its strongest tokens, and
+# the reply in which the first of these is strongest. A cluster of one context would be a topic.
 
 # %%
 scales = [s.W_dec.norm(dim=1).cpu().numpy() for s in pair.saes]

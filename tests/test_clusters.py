@@ -178,5 +178,6 @@ def test_clusters_are_described_by_their_words_and_latents():
                               "SAE": (texts.label == "affective").astype(int)})
     top = pd.DataFrame({"latent": [2], "rank": [0], "token": [" heart"]})
     found = describe(clustered, texts, "SAE", latents=latents, scale=np.ones(6), top=top).set_index("cluster")
+    assert found.example[1] == "my heart aches" and found.example[0] == "the form is stamped"
     assert found.share_affective[1] == 1 and "heart" in found.words[1] and found.latents[1].startswith("2: ' heart'")
     assert telling_words(["a b"] * 4, np.ones(4, bool)) == []

@@ -1,6 +1,7 @@
 """The corpus: which tokens are kept, that batches equal single forwards, that shards resume and refuse what is foreign."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import torch
 from lib.errors import BadInput
 from lib.model import corpus
 from lib.model.activations import SINK
+from lib.model.sae_training import shard_blocks
+from lib.model.shards import open_shards
 from lib.store import to_json
 
 LAYER = 1
@@ -106,7 +109,7 @@ def test_truncated_missing_and_foreign_shards_are_named(made, tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
     with pytest.raises(BadInput, match=rf"{row['file']}.*truncated or foreign"):
-        corpus.open_shards(shards.identity, folder=shards.folder).load(row)
+        open_shards(shards.identity, kind="corpus", folder=shards.folder).load(row)
     path.unlink()
     with pytest.raises(BadInput, match=rf"{row['file']}: missing"):
         shards.load(row)
@@ -121,6 +124,38 @@ def test_manifest_says_what_is_there(made):
     assert all(row["n_tokens"] == len(shards.load(row)["tokens"]) for row in manifest["shards"])
 
 
+def test_memory_does_not_grow_with_the_number_of_shards(made, tmp_path):
+    """Only one shard is held while writing and while reading."""
+    def peak(work):
+        tracemalloc.start()
+        work()
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+    options = {"corpus": talks(500), "shard_tokens": 400}
+    made(400, **options, folder=tmp_path / "warm")
+    written = [peak(lambda n=n: made(n, **options, folder=tmp_path / str(n))) for n in (800, 3200)]
+    shards = made(3200, **options, folder=tmp_path / "3200")
+    read = [peak(lambda n=n: [block().sum() for block in shard_blocks(shards, "half0")[:n]]) for n in (2, 8)]
+    assert len(shards.of("half0")) == 8 and written[1] < 1.5 * written[0] and read[1] < 1.5 * read[0]
+
+
 def test_the_real_corpus():
     found = corpus.conversations()
     assert len(found) == 7168 and sum(map(len, found)) > 130_000 and all(turn.strip() for talk in found[:50] for turn in talk)
+
+
+def test_a_streamed_corpus(tiny, tmp_path):
+    """A folder in the shape of a hub dataset stands for the hub."""
+    rows = [{"messages": [{"role": "user", "content": f"hello {i}"}, {"role": "assistant", "content": " hi "}]} for i in range(40)]
+    (tmp_path / "chat").mkdir()
+    (tmp_path / "chat" / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = list(corpus.streamed(f"{tmp_path / 'chat'}:train", seed=0))
+    assert len(found) == 40 and ["hello 7", "hi"] in found and found != list(corpus.streamed(str(tmp_path / "chat"), seed=1))
+    split = [piece.split for piece in corpus.pieces(tiny[1], "chat", context=64, seed=0, corpus=str(tmp_path / "chat"))]
+    assert split.count("heldout") == 2 and len(split) == 40
+    (tmp_path / "chat" / "train.jsonl").write_text(json.dumps({"text": "no turns"}))
+    with pytest.raises(BadInput, match="no conversations"):
+        list(corpus.streamed(str(tmp_path / "chat"), seed=0))
+    with pytest.raises(BadInput, match="cannot be streamed"):
+        list(corpus.streamed(str(tmp_path / "missing"), seed=0))

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import torch
 from sae_lens import SAE
+from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
 from lib.errors import BadInput
-from lib.model import corpus, prompts, sae, sae_gates, weights
+from lib.model import corpus, prompts, sae, sae_gates, text_tokens, weights
 from lib.model.activations import pool_plain
 from lib.model.sae_training import Pair, Recipe, build, gaussian_blocks, inference, stream, train, train_pair
-from lib.params import load_params
+from lib.params import ROOT, load_params
 from lib.stats.gates import failing, gates_table, mmcs, random_mmcs
+from lib.text.dataset import read_folder, texts_table
 
 THRESHOLDS = load_params("smollm2-135m").thresholds.clusters
 D, LATENTS = 32, 48
@@ -52,12 +54,34 @@ def test_gaussian_tokens_fail_the_cross_seed_gate(planted):
     assert found["mmcs"] < THRESHOLDS.mmcs_min < sae_gates.measure(*planted)["mmcs"]
 
 
-def test_few_texts_fail_the_train_test_gate():
-    """An SAE trained on a few pooled texts alone reconstructs those and no others."""
-    tokens = np.random.default_rng(0).standard_normal((600, D)).astype(np.float32)
-    few = dataclasses.replace(RECIPE, d_sae=200, k=8, n_samples=120_000, buffer=256)
-    model, _ = train([lambda: tokens[:60]], few, seed=0, about=ABOUT)
-    inside, outside = (sae_gates.measure([model], part)["explained_variance"][0] for part in (tokens[:60], tokens[60:]))
+def test_pooled_texts_alone_fail_the_train_test_gate(planted):
+    """An SAE trained on the pooled texts alone reconstructs those, and not the tokens they are made of."""
+    pooled = planted_tokens(3, 80 * 20).reshape(80, 20, D).mean(1)
+    model, _ = train([lambda: pooled], dataclasses.replace(RECIPE, buffer=256), seed=0, about=ABOUT)
+    inside, outside = (sae_gates.measure([model], part)["explained_variance"][0] for part in (pooled, planted[1]))
+    assert inside - outside > THRESHOLDS.train_test_gap_max
+    inside, outside = (sae_gates.measure(planted[0][:1], part)["explained_variance"][0] for part in (planted_tokens(0), planted[1]))
+    assert abs(inside - outside) <= THRESHOLDS.train_test_gap_max
+
+
+@pytest.mark.full
+def test_pooled_texts_alone_fail_the_train_test_gate_at_full_size():
+    """The same with the default study's model, layer, recipe and texts."""
+    params = load_params("smollm2-135m")
+    model, tokenizer, about = weights.load(params.model)
+    texts = texts_table(read_folder(ROOT / "lib/data/dataset"), cluster_cosine=params.thresholds.cluster_cosine)
+    groups = [[prompts.encode(tokenizer, params.model.template, scenario, reply) for reply in part.response]
+              for scenario, part in texts.groupby("scenario", sort=False)]
+    shards = text_tokens.extract_texts(model, groups, about=about, template=params.model.template, layer=params.layer)
+    folder = sae.find_shipped(sae.identity(params.model, params.layer))
+    pair = sae.load_pair(folder, sae.identity(params.model, params.layer))
+    pooled = sae.encode_texts(pair.saes[:1], shards).resid
+    recipe = Recipe(**pair.about["recipe"] | {"n_samples": 400_000, "buffer": 2048})
+    alone, _ = train([lambda: pooled], recipe, seed=0, about=ABOUT | {"hook_name": sae.hook_name(params.layer)})
+    heldout = corpus.extract_corpus(model, tokenizer, about=about, template=params.model.template, layer=params.layer, n_tokens={"heldout": 16_000})
+    inside = sae_gates.measure([alone], pooled)["explained_variance"][0]
+    outside = sae_gates.measure([alone], heldout.split("heldout", 16_000))["explained_variance"][0]
+    print("explained variance inside, outside:", inside, outside)
     assert inside - outside > THRESHOLDS.train_test_gap_max
 
 
@@ -153,9 +177,37 @@ def test_hooks_before_and_after_a_block():
         sae.check(model, EXPECTED | {"hook_name": sae.hook_name(2)})
 
 
-def test_unknown_release_is_one_line():
-    with pytest.raises(BadInput, match="cannot be loaded"):
-        sae.load_pretrained("no-such-release", "x", load_params("tiny").model)
+def test_published_saes_are_refused_where_they_do_not_fit(monkeypatch):
+    tiny, llama = load_params("tiny").model, load_params("llama-3.1-8b")
+    release, name = llama.stages["04_sae"]["release"], llama.stages["04_sae"]["sae_id"]
+    for r, i, model, words in (("no-such-release", "x", tiny, "no such release"), (release, "x", llama.model, "no such id"),
+                               (release, name, tiny, "is of model meta-llama")):
+        with pytest.raises(BadInput, match=words):
+            sae.load_pretrained(r, i, model)
+
+    def published(model_name, d_in, block=15):
+        made = inference(build(Recipe(d_sae=d_in, k=4), d_in, seed=0, about={"model_name": model_name, "hook_name": sae.hook_name(block)}))
+        monkeypatch.setattr(SAE, "from_pretrained", lambda *_, **__: made)
+        return sae.load_pretrained(release, name, llama.model.model_copy(update={"d_model": 32}))
+    assert len(published("Llama-3.1-8B-Instruct", 32).saes) == 1
+    for (model_name, width), words in {("Llama-3.1-8B", 32): "is of model Llama-3.1-8B,", ("Llama-3.1-8B-Instruct", 16): "width 16"}.items():
+        with pytest.raises(BadInput, match=words):
+            published(model_name, width)
+
+
+@pytest.mark.parametrize("study", ["gemma2-9b", "llama-3.1-8b", "qwen2.5-7b", "mistral-7b", "deepseek-r1-7b"])
+def test_gpu_studies_name_their_sae(study):
+    """SAELens lists what the params name, of the same model; where none exists the params say so and hold a recipe."""
+    params = load_params(study)
+    stage = params.stages["04_sae"]
+    if stage["release"] == "none":
+        Recipe(d_sae=stage["d_sae"], k=stage["k"], n_samples=stage["n_samples"]).check(
+            d_model=params.model.d_model, n_tokens=stage["n_tokens"], tokens_per_latent=THRESHOLDS.tokens_per_latent_min)
+        assert stage["k"] <= THRESHOLDS.l0_max_over_d_model * params.model.d_model
+    else:
+        listed = get_pretrained_saes_directory()[stage["release"]]
+        assert stage["sae_id"] in listed.saes_map
+        sae.check_model(listed.model, params.model, study)
 
 
 # gates
@@ -202,11 +254,15 @@ def test_pair_on_a_model_states_what_it_rests_on(tiny_pair):
     json.dumps(about)
 
 
-def test_texts_are_encoded_token_by_token(tiny, tiny_pair):
+def test_texts_are_encoded_token_by_token(tiny, tiny_pair, tmp_path, monkeypatch):
     model, tokenizer, _ = tiny
     groups = [[prompts.encode(tokenizer, "chat", scenario, reply) for reply in ("You hoped it would hold.", "Call the office at nine.", "You hoped for more.")]
               for scenario in ("The roof leaks.", "My tooth aches.")]
-    made = sae.encode_texts(model, tiny_pair[0].saes, groups, 1)
+    options = {"about": {"model_id": "tiny"}, "template": "chat", "layer": 1, "folder": tmp_path / "texts"}
+    monkeypatch.setattr(text_tokens, "SHARD_GROUPS", 1)
+    shards = text_tokens.extract_texts(model, groups, **options)
+    assert [row["n_texts"] for row in shards.rows] == [3, 3]
+    made = sae.encode_texts(tiny_pair[0].saes, shards)
     texts = [text for group in groups for text in group]
     assert made.pooled[0].shape == (6, 64) and made.resid.shape == (6, 48)
     for row, text in enumerate(texts):
@@ -217,6 +273,10 @@ def test_texts_are_encoded_token_by_token(tiny, tiny_pair):
         assert np.abs(made.pooled[0][row] - latents.numpy()).max() < 1e-3
     first = made.top[0].iloc[0]
     assert first.token in texts[int(first.text)].ids
+    monkeypatch.setattr(text_tokens, "reply_tokens", lambda *_: pytest.fail("the model was run again"))
+    assert text_tokens.extract_texts(model, groups, **options).rows == shards.rows
+    with pytest.raises(BadInput, match="another model, layer or corpus"):
+        text_tokens.extract_texts(model, groups[::-1], **options)
 
 
 def test_cross_entropy_recovered(tiny, tiny_pair):

@@ -1,36 +1,36 @@
-"""Token activations of a corpus of human conversations, at one layer, as hashed shards with a manifest.
+"""Token activations of a corpus of human conversations, at one layer, as shards (`lib.model.shards`).
 
-The corpus is chitchat-dataset (258,145 utterances, MIT licence; Myers et al. 2020, "Conversational Scaffolding"),
-put to the model in the study's own template, each turn a user's or an assistant's. Only tokens of the messages
-themselves are kept: template tokens repeat, and no text of the study is pooled over them. Attention sinks (norm above
-`SINK` times the shard's median) are dropped and counted.
+The embedded corpus is chitchat-dataset (258,145 utterances, MIT licence; Myers et al. 2020, "Conversational
+Scaffolding"); a GPU study streams one from the hub. Conversations are put to the model in the study's own template,
+each turn a user's or an assistant's. Only tokens of the messages themselves are kept: template tokens repeat, and no
+text of the study is pooled over them. Attention sinks (norm above `SINK` times the shard's median) are dropped and
+counted.
 
 Conversations are dealt to three disjoint splits: `half0` and `half1`, one for each seed of the sparse autoencoder, and
-`heldout`. A shard is a fixed number of tokens of one split. It is written whole or not at all and then entered in the
-manifest, so a killed extraction goes on where it stopped, and never more than one shard is in memory.
+`heldout`. A shard is a fixed number of tokens of one split.
 """
 
 import json
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_safetensors
-from safetensors.numpy import save as save_safetensors
+from datasets import load_dataset
+from datasets.exceptions import DatasetNotFoundError
 from tqdm.auto import tqdm
 
 from lib.errors import BadInput
 from lib.model.activations import SINK, block_outputs
 from lib.model.prompts import PLAIN
+from lib.model.shards import Shards, open_shards
 from lib.model.weights import cache_dir, fetch
 from lib.params import Wheel
-from lib.store import read_json, sha256, to_json, write_atomic
+from lib.store import sha256, to_json
 
 WHEEL = Wheel(requirement="chitchat-dataset==0.9.0", file="chitchat_dataset/dataset.json",
               sha256="7bf89f36645e2d5ec87d53370c8e851b5a688479c7beb7079cb4c87fc5acea3e")
@@ -58,6 +58,23 @@ def conversations() -> list[list[str]]:
         raw = json.loads(archive.read(WHEEL.file))
     turns = (["\n".join(m["text"].strip() for m in turn if m["text"].strip()) for turn in raw[key]["messages"]] for key in sorted(raw))
     return [kept for kept in ([turn for turn in each if turn] for each in turns) if kept]
+
+
+def streamed(dataset: str, *, seed: int, buffer: int = 1_000) -> Iterator[list[str]]:
+    """Conversations of a dataset of the hub, `NAME` or `NAME:SPLIT`, read as they come and shuffled through a buffer.
+
+    A row holds a list of turns, each with its `content`, as `messages` or `conversation`. Raises BadInput where it does not.
+    """
+    name, _, split = dataset.partition(":")
+    try:
+        for row in load_dataset(name, split=split or "train", streaming=True).shuffle(seed=seed, buffer_size=buffer):
+            turns = [str(turn["content"]).strip() for turn in row.get("messages") or row["conversation"]]
+            if any(turns):
+                yield [turn for turn in turns if turn]
+    except (KeyError, TypeError):
+        raise BadInput(f"corpus {dataset}: its rows hold no conversations (messages: a list of turns with content)") from None
+    except (DatasetNotFoundError, OSError, ValueError) as error:
+        raise BadInput(f"corpus {dataset}: cannot be streamed ({str(error).splitlines()[0]}); check name, split and network") from None
 
 
 @lru_cache(maxsize=256)
@@ -107,72 +124,20 @@ def tokenise(tokenizer, template: str, turns: list[str], *, context: int, split:
 
 
 def pieces(tokenizer, template: str, *, context: int, seed: int, splits: tuple[str, ...] = SPLITS,
-           corpus: list[list[str]] | None = None) -> Iterator[Piece]:
-    """The corpus, conversation after conversation in an order drawn from `seed`, dealt to the splits."""
-    corpus = conversations() if corpus is None else corpus
-    for position, number in enumerate(np.random.default_rng(seed).permutation(len(corpus))):
-        split = "heldout" if position % HELDOUT_EVERY == 0 else f"half{position % 2}"
-        for run in () if split not in splits else cut(corpus[number], int(context * CHARACTERS_PER_TOKEN)):
-            yield tokenise(tokenizer, template, run, context=context, split=split)
+           corpus: list[list[str]] | str = "") -> Iterator[Piece]:
+    """The corpus, conversation after conversation in an order drawn from `seed`, dealt to the splits.
 
-
-@dataclass(kw_only=True)
-class Shards:
-    """Activations on disk: one folder, `identity` says of what, `rows` lists its shards.
-
-    `rows`: `{file, split, sha256, n_tokens, n_sinks, median_norm}`. A shard holds `resid` [token, d_model] float16 and
-    `tokens` [token] (ids). Every file is checked by hash when first read.
+    `corpus`: the conversations, the name of a dataset of the hub, or nothing for the embedded ones.
     """
-
-    folder: Path
-    identity: dict
-    rows: list[dict]
-    checked: set = field(default_factory=set)
-
-    def of(self, split: str) -> list[dict]:
-        return [row for row in self.rows if row["split"] == split]
-
-    def n_tokens(self, split: str) -> int:
-        return sum(row["n_tokens"] for row in self.of(split))
-
-    def load(self, row: dict) -> dict[str, np.ndarray]:
-        """One shard. Raises BadInput where the file is missing, changed or of another study."""
-        path = self.folder / row["file"]
-        shown = f"{self.folder.name}/{row['file']}"
-        if not path.exists():
-            raise BadInput(f"{shown}: missing; remove {self.folder.name} from the cache and run again")
-        content = path.read_bytes()
-        if row["file"] not in self.checked and sha256(content) != row["sha256"]:
-            raise BadInput(f"{shown}: differs from the manifest (truncated or foreign); remove that file's folder from the cache and run again")
-        self.checked.add(row["file"])
-        try:
-            arrays = load_safetensors(content)
-        except SafetensorError as error:
-            raise BadInput(f"{shown}: not a safetensors file ({error})") from None
-        if arrays["resid"].shape != (row["n_tokens"], self.identity["d_model"]):
-            raise BadInput(f"{shown}: holds {arrays['resid'].shape}, the manifest says {row['n_tokens']} tokens of width {self.identity['d_model']}")
-        return arrays
-
-    def split(self, split: str, n_tokens: int | None = None) -> np.ndarray:
-        """`[token, d_model]` float32 of the first `n_tokens` of a split, in memory."""
-        rows, found = self.of(split), []
-        while rows and (n_tokens is None or sum(map(len, found)) < n_tokens):
-            found.append(self.load(rows.pop(0))["resid"])
-        if not found:
-            raise BadInput(f"{self.folder.name}: holds no tokens of split {split}")
-        return np.concatenate(found)[:n_tokens].astype(np.float32)
-
-
-def open_shards(identity: dict, *, folder: Path | None = None) -> Shards:
-    """The shards of an identity so far (none yet is fine); a manifest of another identity is refused."""
-    folder = folder or cache_dir() / f"corpus-{sha256(to_json(identity))[:12]}"
-    path = folder / "manifest.json"
-    if not path.exists():
-        return Shards(folder=folder, identity=identity, rows=[])
-    manifest = read_json(path)
-    if not isinstance(manifest, dict) or manifest.get("identity") != identity:
-        raise BadInput(f"{folder.name}/manifest.json: belongs to another model, layer or corpus; remove that folder and run again")
-    return Shards(folder=folder, identity=identity, rows=manifest["shards"])
+    if corpus and isinstance(corpus, str):
+        ordered = streamed(corpus, seed=seed)
+    else:
+        known = corpus or conversations()
+        ordered = (known[number] for number in np.random.default_rng(seed).permutation(len(known)))
+    for position, talk in enumerate(ordered):
+        split = "heldout" if position % HELDOUT_EVERY == 0 else f"half{position % 2}"
+        for run in () if split not in splits else cut(talk, int(context * CHARACTERS_PER_TOKEN)):
+            yield tokenise(tokenizer, template, run, context=context, split=split)
 
 
 @torch.inference_mode()
@@ -207,45 +172,42 @@ def shard_arrays(model, group: list[Piece], layer: int, *, batch_tokens: int) ->
 
 
 def extract_corpus(model, tokenizer, *, about: dict, template: str, layer: int, n_tokens: dict[str, int], context: int = CONTEXT,
-                   shard_tokens: int = SHARD_TOKENS, batch_tokens: int = 2_048, seed: int = 0, corpus: list[list[str]] | None = None,
+                   shard_tokens: int = SHARD_TOKENS, batch_tokens: int = 2_048, seed: int = 0, corpus: list[list[str]] | str = "",
                    folder: Path | None = None) -> Shards:
-    """Shards of at least `n_tokens[split]` tokens a split, extended where some are there already.
+    """Shards of at least `n_tokens[split]` tokens a split, extended where some are there already, and no more than that.
 
     `about` is what `weights.load` says of the model. The last shard of a split may be short where the corpus ends.
     """
-    identity = {"format": 1, "corpus": WHEEL.requirement if corpus is None else sha256(to_json(corpus)), "layer": layer,
-                "template": template, "context": context, "shard_tokens": shard_tokens, "seed": seed,
+    source = (corpus if isinstance(corpus, str) else sha256(to_json(corpus))) or WHEEL.requirement
+    identity = {"format": 1, "corpus": source, "layer": layer, "template": template, "context": context, "shard_tokens": shard_tokens, "seed": seed,
                 "d_model": model.get_decoder().config.hidden_size, **about}
-    shards = open_shards(identity, folder=folder)
+    shards = open_shards(identity, kind="corpus", folder=folder)
     wanted = {split: -(-n_tokens.get(split, 0) // shard_tokens) for split in SPLITS}
     done = {split: len(shards.of(split)) for split in SPLITS}
-    if all(done[split] >= wanted[split] for split in SPLITS):
-        return shards
-    shards.folder.mkdir(parents=True, exist_ok=True)
+    missing = tuple(split for split in SPLITS if done[split] < wanted[split])
+    if not missing:
+        return shards.first(wanted)
     groups, sizes, number = defaultdict(list), defaultdict(int), defaultdict(int)
-    with tqdm(total=sum(wanted.values()), initial=sum(done.values()), desc="corpus", unit="shard", mininterval=2) as bar:
+    with tqdm(total=sum(wanted.values()), initial=sum(min(done[split], wanted[split]) for split in SPLITS), desc="corpus", unit="shard", mininterval=2) as bar:
 
         def close(split: str) -> None:
             if done[split] <= number[split] < wanted[split]:
                 arrays, row = shard_arrays(model, groups[split], layer, batch_tokens=batch_tokens)
-                content, name = save_safetensors(arrays), f"{split}-{number[split]:04d}.safetensors"
-                write_atomic(shards.folder / name, content)
-                shards.rows.append({"file": name, "split": split, "sha256": sha256(content), **row})
-                write_atomic(shards.folder / "manifest.json", to_json({"identity": identity, "shards": shards.rows}))
+                shards.add(split, number[split], arrays, row)
                 bar.update()
             number[split] += 1
             groups[split], sizes[split] = [], 0
 
-        for piece in pieces(tokenizer, template, context=context, seed=seed, corpus=corpus):
+        for piece in pieces(tokenizer, template, context=context, seed=seed, splits=missing, corpus=corpus):
             if number[piece.split] >= wanted[piece.split]:
-                if all(number[split] >= wanted[split] for split in SPLITS):
+                if all(number[split] >= wanted[split] for split in missing):
                     break
                 continue
             groups[piece.split].append(piece)
             sizes[piece.split] += int(piece.keep.sum())
             if sizes[piece.split] >= shard_tokens:
                 close(piece.split)
-        for split in SPLITS:
+        for split in missing:
             if groups[split]:
                 close(split)
-    return shards
+    return shards.first(wanted)

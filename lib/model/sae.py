@@ -16,13 +16,13 @@ import numpy as np
 import pandas as pd
 import torch
 from sae_lens import SAE
+from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 from safetensors.torch import save as save_safetensors
 from tqdm.auto import tqdm
 
 from lib.errors import BadInput
-from lib.model.activations import build_trie, kept_nodes, memberships, run_trie
-from lib.model.prompts import Encoded
 from lib.model.sae_training import Pair
+from lib.model.shards import Shards
 from lib.model.weights import key_of
 from lib.params import ROOT, Model
 from lib.store import read_json, sha256, to_json, versions, write_atomic
@@ -108,15 +108,23 @@ def layer_of(sae) -> int:
     return int(block) - (point == "hook_resid_pre")
 
 
+def check_model(own: str, model: Model, name: str) -> None:
+    """An SAE's model, by its last name, must be the study's; organisations are written in different ways."""
+    if own.split("/")[-1].lower() != model.model_id.split("/")[-1].lower():
+        raise BadInput(f"SAE {name}: is of model {own}, the study's is {model.model_id}; an SAE of another model is never used")
+
+
 def load_pretrained(release: str, sae_id: str, model: Model, *, device: str = "cpu") -> Pair:
     """A published SAE by its SAELens release and id; a single one, so nothing can be said across seeds."""
+    listed = get_pretrained_saes_directory().get(release)
+    if listed is None or sae_id not in listed.saes_map:
+        raise BadInput(f"SAE {release} / {sae_id}: SAELens lists no such {'id in this release' if listed else 'release'}; correct release and sae_id")
+    check_model(listed.model, model, f"{release} / {sae_id}")
     try:
         sae = SAE.from_pretrained(release, sae_id, device=device)
     except (OSError, ValueError, KeyError) as error:
         raise BadInput(f"SAE {release} / {sae_id}: cannot be loaded ({str(error).splitlines()[0]})") from None
-    own, wanted = str(sae.cfg.metadata.model_name), model.model_id
-    if own.split("/")[-1].lower() != wanted.split("/")[-1].lower():
-        raise BadInput(f"SAE {release} / {sae_id}: is of model {own}, the study's is {wanted}; an SAE of another model is never used")
+    check_model(str(sae.cfg.metadata.model_name), model, f"{release} / {sae_id}")
     layer = layer_of(sae)
     check(sae, identity(model, layer))
     about = identity(model, layer) | {"release": release, "sae_id": sae_id, "seeds": [0], "nulls": {}}
@@ -145,7 +153,7 @@ class Top:
         self.tokens, self.texts = torch.zeros((n, d_sae), dtype=torch.long), torch.zeros((n, d_sae), dtype=torch.long)
 
     def add(self, latents: torch.Tensor, tokens: torch.Tensor, texts: torch.Tensor) -> None:
-        """`latents` [node, d_sae] with each node's token and a text it belongs to."""
+        """`latents` [token, d_sae] with each token's id and the text it belongs to."""
         best, where = latents.topk(min(len(self.values), len(latents)), dim=0)
         values = torch.cat([self.values, best.cpu()])
         self.values, order = values.topk(len(self.values), dim=0)
@@ -161,28 +169,24 @@ class Top:
 
 
 @torch.inference_mode()
-def encode_texts(model, saes, groups: list[list[Encoded]], layer: int, *, n_top: int = 5) -> TextLatents:
-    """Encode the response tokens of all texts, one group (texts that share a prompt) a forward, and pool the latents."""
-    pooled, resids = [[] for _ in saes], []
-    tops = [Top(sae.cfg.d_sae, n_top) for sae in saes]
-    error, total, square, count, first = np.zeros(len(saes)), 0.0, 0.0, 0, 0
-    for group in tqdm(groups, desc="encoding", unit="scenario", mininterval=2):
-        trie = build_trie([text.ids for text in group])
-        members, caught = memberships(model, trie, group), {}
-        run_trie(model, trie, [layer], lambda _, resid, caught=caught: caught.update(resid=resid))
-        kept = members * kept_nodes(caught["resid"], members)
-        nodes = (kept.sum(0) > 0).nonzero()[:, 0]
-        x, kept = caught["resid"][nodes], kept[:, nodes]
-        weights = kept / kept.sum(1, keepdim=True)
-        tokens, texts = torch.from_numpy(trie.tokens)[nodes.cpu()], kept.argmax(0).cpu() + first
+def encode_texts(saes, shards: Shards, *, n_top: int = 5) -> TextLatents:
+    """Encode the reply tokens of all texts (`lib.model.text_tokens`), a shard at a time, and pool the latents."""
+    rows = shards.of("texts")
+    n_texts, d_model = sum(row["n_texts"] for row in rows), shards.identity["d_model"]
+    pooled, counts = [torch.zeros(n_texts, sae.cfg.d_sae) for sae in saes], torch.zeros(n_texts, 1)
+    resid, tops = torch.zeros(n_texts, d_model), [Top(sae.cfg.d_sae, n_top) for sae in saes]
+    error, total, square = np.zeros(len(saes)), torch.zeros(d_model, dtype=torch.float64), 0.0
+    for row in tqdm(rows, desc="encoding", unit="shard", mininterval=2):
+        arrays = {name: torch.from_numpy(array) for name, array in shards.load(row).items()}
+        x, tokens, texts = arrays["resid"], arrays["tokens"].long(), arrays["texts"].long()
         for number, sae in enumerate(saes):
             latents = sae.encode(x.to(sae.device))
-            error[number] += (sae.decode(latents) - x).square().sum().item()
-            pooled[number].append((weights @ latents).cpu().numpy())
+            error[number] += (sae.decode(latents).cpu() - x).square().sum().item()
+            pooled[number].index_add_(0, texts, latents.cpu())
             tops[number].add(latents, tokens, texts)
-        resids.append((weights @ x).cpu().numpy())
-        total, square, count = total + x.sum(0).double(), square + x.double().square().sum().item(), count + len(x)
-        first += len(group)
-    variance = square - (total.square().sum() / count).item()
-    return TextLatents(pooled=tuple(map(np.concatenate, pooled)), resid=np.concatenate(resids),
+        resid.index_add_(0, texts, x)
+        counts.index_add_(0, texts, torch.ones(len(texts), 1))
+        total, square = total + x.double().sum(0), square + x.double().square().sum().item()
+    variance = square - (total.square().sum() / counts.sum()).item()
+    return TextLatents(pooled=tuple((each / counts).numpy() for each in pooled), resid=(resid / counts).numpy(),
                        explained_variance=list(1 - error / variance), top=tuple(top.table() for top in tops))

@@ -36,8 +36,8 @@ from safetensors import safe_open
 from safetensors.torch import save as save_safetensors
 
 from lib.errors import BadInput
-from lib.model.corpus import Shards
 from lib.model.sae_gates import measure
+from lib.model.shards import Shards
 from lib.stats.gates import mmcs
 from lib.store import sha256, to_json, write_atomic
 

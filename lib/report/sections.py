@@ -103,14 +103,24 @@ def unlabelled_parts(one: Collected, thresholds) -> list[dict]:
     """The figures of Experiment A and of its agreement with the probes."""
     found = []
     curve, texts, table = one.table("sae/curve.csv"), one.table("sae/texts.csv"), one.table("converge/convergence.csv")
+    gates, what, cosines = one.table("sae/gates.csv"), one.table("sae/what.csv"), one.table("converge/cosines.csv")
+    if gates is not None:
+        found.append(part(None, "Is the sparse autoencoder good enough to be clustered?", sae_figures.gates_figure(gates),
+                          "Every gate of the sparse autoencoder with its value, its bound and its value on nulls."))
     if curve is not None and texts is not None and len(curve):
         found.append(part(one.headline("clusters"), QUESTIONS["clusters"], sae_figures.gap_figure(curve, thresholds.clusters.k),
                           "Gap statistic over the number of clusters, with the band of structureless data."))
         found.append(part(None, "The texts by their first two components", sae_figures.map_figure(texts, list(dict.fromkeys(curve.representation))),
                           "Texts on the first two components of each representation, coloured by type, with cluster hulls."))
+    if what is not None and len(what):
+        found.append(part(None, "What the clusters are", sae_figures.what_figure(what),
+                          "Types, contexts, words and strongest latents of each cluster of the first autoencoder."))
     if table is not None and len(table):
         found.append(part(one.headline("convergence"), QUESTIONS["convergence"], sae_figures.convergence_figure(table, thresholds.convergence.cos_min),
                           "Matched cosine of probe directions and cluster directions, beside its nulls."))
+    if cosines is not None and len(cosines):
+        found.append(part(None, "Cosines of labelled directions and clusters", sae_figures.cosine_figure(cosines),
+                          "Cosine of each type's direction with each matched cluster's direction, with the permutation null's upper quantile."))
     return found
 
 

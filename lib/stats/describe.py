@@ -31,7 +31,7 @@ def telling_latents(latents: np.ndarray, member: np.ndarray, scale: np.ndarray, 
 
 def describe(clustered: pd.DataFrame, texts: pd.DataFrame, representation: str, *, latents: np.ndarray, scale: np.ndarray,
              top: pd.DataFrame) -> pd.DataFrame:
-    """One row a cluster: `cluster, n`, a share per type, `context` and its share, `words`, `latents` with their tokens.
+    """One row a cluster: `cluster, n`, a share per type, `context` and its share, `words`, `latents` with their tokens, `example`.
 
     `clustered` is the table of `lib.stats.clusters`, `latents` [text, d_sae] belong to `texts`, `scale` [d_sae] are
     decoder norms, `top` has `latent, rank, token` (tokens in words).
@@ -43,9 +43,11 @@ def describe(clustered: pd.DataFrame, texts: pd.DataFrame, representation: str, 
     for cluster in np.unique(codes):
         member = codes == cluster
         contexts = clustered.context[member].value_counts(normalize=True)
-        named = [f"{latent}: {words.get(latent, '')}" for latent in telling_latents(latents[rows], member, scale)]
+        telling = telling_latents(latents[rows], member, scale)
+        named = [f"{latent}: {words.get(latent, '')}" for latent in telling]
+        strongest = np.where(member, latents[rows, telling[0]], -1).argmax() if telling else member.argmax()
         types = (clustered.type[member].value_counts(normalize=True)).to_dict()
         found.append({"cluster": int(cluster), "n": int(member.sum()), **{f"share_{kind}": types.get(kind, 0.0) for kind in sorted(set(clustered.type))},
                       "context": contexts.index[0], "share_context": contexts.iloc[0], "words": ", ".join(telling_words(responses, member)),
-                      "latents": "; ".join(named)})
+                      "latents": "; ".join(named), "example": responses[strongest]})
     return pd.DataFrame(found)

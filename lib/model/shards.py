@@ -1,0 +1,88 @@
+"""Token activations on disk: hashed shards with a manifest, one in memory at a time.
+
+A shard is written whole or not at all and then entered in the manifest, so a killed extraction goes on where it
+stopped. `identity` says of what the shards are; a manifest of anything else is refused.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as save_safetensors
+
+from lib.errors import BadInput
+from lib.model.weights import cache_dir
+from lib.store import read_json, sha256, to_json, write_atomic
+
+
+@dataclass(kw_only=True)
+class Shards:
+    """One folder of activations; `identity` says of what, `rows` lists its shards.
+
+    `rows`: `{file, split, sha256, n_tokens, …}`. A shard holds `resid` [token, d_model], `tokens` [token] (ids) and what
+    else its maker adds. Every file is checked by hash when first read.
+    """
+
+    folder: Path
+    identity: dict
+    rows: list[dict]
+    checked: set = field(default_factory=set)
+
+    def of(self, split: str) -> list[dict]:
+        return [row for row in self.rows if row["split"] == split]
+
+    def n_tokens(self, split: str) -> int:
+        return sum(row["n_tokens"] for row in self.of(split))
+
+    def first(self, n_shards: dict[str, int]) -> "Shards":
+        """These shards without what lies beyond the first `n_shards` of each split, so that a result depends on what was asked for alone."""
+        return replace(self, rows=[row for split, n in n_shards.items() for row in self.of(split)[:n]])
+
+    def add(self, split: str, number: int, arrays: dict[str, np.ndarray], about: dict) -> None:
+        """Write shard `number` of a split, then its row."""
+        content, name = save_safetensors(arrays), f"{split}-{number:04d}.safetensors"
+        write_atomic(self.folder / name, content)
+        self.rows.append({"file": name, "split": split, "sha256": sha256(content), **about})
+        write_atomic(self.folder / "manifest.json", to_json({"identity": self.identity, "shards": self.rows}))
+
+    def load(self, row: dict) -> dict[str, np.ndarray]:
+        """One shard. Raises BadInput where the file is missing, changed or of another study."""
+        path = self.folder / row["file"]
+        shown = f"{self.folder.name}/{row['file']}"
+        if not path.exists():
+            raise BadInput(f"{shown}: missing; remove {self.folder.name} from the cache and run again")
+        content = path.read_bytes()
+        if row["file"] not in self.checked and sha256(content) != row["sha256"]:
+            raise BadInput(f"{shown}: differs from the manifest (truncated or foreign); remove that file's folder from the cache and run again")
+        self.checked.add(row["file"])
+        try:
+            arrays = load_safetensors(content)
+        except SafetensorError as error:
+            raise BadInput(f"{shown}: not a safetensors file ({error})") from None
+        if arrays["resid"].shape != (row["n_tokens"], self.identity["d_model"]):
+            raise BadInput(f"{shown}: holds {arrays['resid'].shape}, the manifest says {row['n_tokens']} tokens of width {self.identity['d_model']}")
+        return arrays
+
+    def split(self, split: str, n_tokens: int | None = None) -> np.ndarray:
+        """`[token, d_model]` float32 of the first `n_tokens` of a split, in memory."""
+        rows, found = self.of(split), []
+        while rows and (n_tokens is None or sum(map(len, found)) < n_tokens):
+            found.append(self.load(rows.pop(0))["resid"])
+        if not found:
+            raise BadInput(f"{self.folder.name}: holds no tokens of split {split}")
+        return np.concatenate(found)[:n_tokens].astype(np.float32)
+
+
+def open_shards(identity: dict, *, kind: str, folder: Path | None = None) -> Shards:
+    """The shards of an identity so far (none yet is fine); a manifest of another identity is refused."""
+    folder = folder or cache_dir() / f"{kind}-{sha256(to_json(identity))[:12]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "manifest.json"
+    if not path.exists():
+        return Shards(folder=folder, identity=identity, rows=[])
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or manifest.get("identity") != identity:
+        raise BadInput(f"{folder.name}/manifest.json: belongs to another model, layer or corpus; remove that folder and run again")
+    return Shards(folder=folder, identity=identity, rows=manifest["shards"])
