@@ -21,7 +21,7 @@
 from IPython.display import display
 
 from lib.store import Study
-from lib.text import filtering, meter
+from lib.text import filtering, meter, ratings
 from lib.text.dataset import export_seed_schema
 from lib.text.filter_widget import FilterCard
 
@@ -65,6 +65,15 @@ if about["torn_journals"]:
 display(filtered.agreement.round(2))
 
 # %% [markdown]
+# ## Blind ratings
+# What raters who saw one message and one reply, and nothing else, said that the reply does, and how natural it sounds (1 to
+# 5). The data sheet says who they were. Judgements of texts that have changed since are counted as stale and left out.
+
+# %%
+rated = ratings.summary(ratings.read_ratings(), texts)
+display(rated.round(2) if len(rated) else "none of these texts was rated blind")
+
+# %% [markdown]
 # ## Do words alone give the kept types away?
 # The quick lexical family, grouped by scenario cluster: the strongest baseline of each pair, across registers where there
 # are two. Stage 01 holds the audit by the whole family.
@@ -84,6 +93,7 @@ home.save_table("dataset/filtered/texts.csv", texts)
 home.save_table("dataset/filtered/verdicts.csv", filtered.verdicts)
 home.save_table("dataset/filtered/agreement.csv", filtered.agreement)
 home.save_table("dataset/filtered/leakage.csv", leakage)
+home.save_table("dataset/filtered/ratings.csv", rated)
 home.save_json("dataset/filtered/labels.json", about)
 for name, content in export_seed_schema(texts).items():
     home.save_json(f"dataset/filtered/{name}", content)

@@ -54,6 +54,7 @@ with warnings.catch_warnings():
         context: Context = ""
         domain: str = ""
         register: Literal["plain", "counter"] = "plain"
+        edited_against_score: bool = True
 
 
 class Triplet(Item):
@@ -157,7 +158,8 @@ def check_ties(name: str, items: list[tuple[str, Item]]) -> None:
 
 
 def texts_table(items: list[tuple[str, Item]], *, cluster_cosine: float) -> pd.DataFrame:
-    """One row a response: `text_id, scenario_id, cluster, context, domain, condition, register, label, scenario, response`.
+    """One row a response: `text_id, scenario_id, cluster, context, domain, condition, register, label, untouched, scenario,
+    response`. `untouched` says that the file vouches for a text never edited against a score.
 
     Valence-stripped items carry their triplet's `scenario_id` and `cluster`. Rows are ordered by condition, scenario,
     register and label, so the same dataset gives the same table whatever the order of its files.
@@ -170,7 +172,7 @@ def texts_table(items: list[tuple[str, Item]], *, cluster_cosine: float) -> pd.D
         for label in LABELS[condition]:
             rows.append({"text_id": f"{condition}/{item.id}/{item.register}/{label}", "scenario_id": scenario_id,
                          "context": tied.context, "domain": tied.domain, "condition": condition,
-                         "register": item.register, "label": label, "scenario": item.scenario,
+                         "register": item.register, "label": label, "untouched": not item.edited_against_score, "scenario": item.scenario,
                          "response": getattr(item, label)})
     table = pd.DataFrame(rows)
     order = {name: number for number, name in enumerate(LABELS)}
@@ -211,5 +213,7 @@ def export_seed_schema(texts: pd.DataFrame) -> dict[str, dict]:
         if condition == "valence_stripped":
             item["triplet_id"] = first.scenario_id
         item |= dict(zip(rows.label, rows.response, strict=True))
+        if first.untouched:
+            item["edited_against_score"] = False
         files.setdefault(name, {"metadata": {"register": register}, key: []})[key].append(item)
     return files

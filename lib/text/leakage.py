@@ -5,7 +5,7 @@ A probe that scores .98 on texts which a bag of words sorts at .98 has shown not
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -22,6 +22,7 @@ from lib.text.features import Logistic, NaiveBayes, document_frequency, family, 
 
 EMPATHY = {"C/A": ("cognitive", "affective"), "C/I": ("cognitive", "instrumental"), "A/I": ("affective", "instrumental")}
 MIN_SCENARIOS = 10
+UNTOUCHED = "transfer, untouched"
 EMPTY = {"table": "condition pair evaluation baseline auroc ci_low ci_high n",
          "best": "condition pair evaluation baseline auroc ci_low ci_high n", "ngrams": "condition pair register side ngram weight"}
 
@@ -29,7 +30,8 @@ EMPTY = {"table": "condition pair evaluation baseline auroc ci_low ci_high n",
 @dataclass(frozen=True)
 class LeakageReport:
     """`table`: every baseline; `best`: the strongest per condition, pair and evaluation, "transfer" being the lesser
-    of the two directions; `ngrams`: heaviest n-grams; `clusters`: near-duplicate scenarios; `strata`: counts."""
+    of the two directions; `ngrams`: heaviest n-grams; `clusters`: near-duplicate scenarios; `strata`: counts. Transfer to the
+    texts never edited against a score, by the same classifiers, is the evaluation "transfer, untouched"."""
 
     table: pd.DataFrame
     best: pd.DataFrame
@@ -117,10 +119,19 @@ def audit_design(rows: pd.DataFrame, design: Design, *, token_ids: Sequence | No
         across = [design.name(d) for d in design.directions]
         found["transfer"] = weakest([found[name] for name in across])
         n["transfer"] = np.min([n[name] for name in across], axis=0)
+        if "untouched" in rows and (own := untouched(rows, design)) is not None:
+            found[UNTOUCHED] = weakest([areas(scores, own, d) for d in own.directions])
+            n[UNTOUCHED] = [min(len(own.rows(register, c)) for _, register in own.directions) for c in range(len(own.contrasts))]
     table = pd.concat([tidy(each, names, design, n[name]).assign(evaluation=name) for name, each in found.items()])
     table = table[["pair", "evaluation", "baseline", "auroc", "ci_low", "ci_high", "n"]].reset_index(drop=True)
     best = table.loc[table.groupby(["evaluation", "pair"], sort=False)["auroc"].idxmax()].reset_index(drop=True)
-    return table[table["evaluation"] != "transfer"].reset_index(drop=True), best
+    return table[~table["evaluation"].isin(["transfer", UNTOUCHED])].reset_index(drop=True), best
+
+
+def untouched(rows: pd.DataFrame, design: Design) -> Design | None:
+    """The design with only those scenarios tested none of whose texts was edited against a score; None where all were."""
+    free = rows["scenario_id"].isin(rows.loc[rows["untouched"].astype(bool), "scenario_id"]).to_numpy()
+    return replace(design, Y=np.where(free, design.Y, 0)) if free.any() and not free.all() else None
 
 
 def tidy(found: Areas, names: Sequence[str], design: Design, n: Sequence[int]) -> pd.DataFrame:
