@@ -97,13 +97,14 @@ def audit_layers_figure(table: pd.DataFrame) -> go.Figure:
         part = own[own.family == "activations"].assign(layer=lambda t: t.baseline.str.removeprefix("layer ").astype(int)).sort_values("layer")
         best = own[own.family == "text"].iloc[0]
         ends = [part.layer.min(), part.layer.max()]
-        figure.add_hrect(best.ci_low, best.ci_high, fillcolor="rgba(0,114,178,0.15)", line_width=0, row=1, col=column)
         figure.add_scatter(**interval_band(part, "layer"), name="95% interval", legendgroup="ci", showlegend=shown, row=1, col=column)
         figure.add_scatter(x=part.layer, y=part.auroc, mode="lines+markers", name="probe", line={"color": "#CC79A7", "width": 3}, legendgroup="probe",
                            showlegend=shown, row=1, col=column)
         figure.add_scatter(x=ends, y=[best.auroc] * 2, mode="lines", name="best text baseline (band: 95%)", line={"dash": "dash", "color": "#0072B2"},
                            legendgroup="text", showlegend=shown, row=1, col=column)
         figure.add_hline(0.5, line_dash="dot", line_color="#777777", row=1, col=column)
+        figure.add_hrect(best.ci_low, best.ci_high, fillcolor="rgba(0,114,178,0.15)", line_width=0, row=1, col=column)
+    figure.update_yaxes(range=[0.35, 1.02])
     figure = styled(figure, "Does any layer know more than the words do?", x="layer", height=420)
     return figure.update_yaxes(title="AUROC", col=1)
 
