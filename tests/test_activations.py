@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lib.errors import BadInput
-from lib.model import activations, prompts
+from lib.model import activations, prompts, weights
 
 LAYERS = range(-1, 30)
 
@@ -113,3 +113,10 @@ def test_trie_is_exact_for_other_families(family):
     prompt = rng.integers(1, 199, 14).tolist()
     texts = [prompts.Encoded(tuple(prompt + rng.integers(1, 199, 15 + i).tolist()), 14) for i in range(3)]
     assert activations.trie_error(model, texts, range(-1, 4)) < 1e-5
+
+
+def test_the_unembedding_covariance_is_that_of_its_rows(tiny):
+    model, _, _ = tiny
+    rows = model.get_output_embeddings().weight.double().numpy()
+    found = weights.unembedding_covariance(model)
+    assert found.dtype == np.float32 and np.allclose(found, np.cov(rows.T, bias=True), atol=1e-6)

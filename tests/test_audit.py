@@ -9,9 +9,10 @@ import pytest
 
 from lib.audit import main
 from lib.errors import BadInput
+from lib.run import cli
 from lib.text.clusters import together
 from lib.text.synthetic import triplets
-from tests.conftest import ROOT, run
+from tests.conftest import ROOT
 from tests.test_local import BLOCK
 
 
@@ -93,10 +94,11 @@ def test_bad_input_is_one_line(outputs, tmp_path, content, options, said):
     assert "\n" not in str(raised.value)
 
 
-def test_the_command_line_answers_in_one_line(outputs, tmp_path):
-    for words, said in ((["audit", str(tmp_path / "none.jsonl"), "--positive", "a", "--negative", "b"], "none.jsonl"), (["audit", "--nope"], "nope"), (["--nope"], "nope")):
-        done = run(*words)
-        assert done.returncode == 2 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1
-    for words, said in ((["audit", "--help"], "--positive"), (["--help"], "--dataset")):
-        done = run(*words)
-        assert done.returncode == 0 and said in done.stdout
+def test_the_command_line_answers_in_one_line(outputs, tmp_path, monkeypatch, capsys):
+    pair = ["--positive", "a", "--negative", "b"]
+    for words, code, said in ((["audit", str(tmp_path / "none.jsonl"), *pair], 2, "none.jsonl"), (["audit", "--nope"], 2, "nope"), (["--nope"], 2, "nope"),
+                              (["audit", "--help"], 0, "--positive"), (["--help"], 0, "--dataset")):
+        monkeypatch.setattr(sys, "argv", ["run", *words])
+        assert cli() == code
+        told = capsys.readouterr()
+        assert said in (told.err if code else told.out) and (not code or len(told.err.strip().splitlines()) == 1)

@@ -10,6 +10,7 @@ from lib.params import PARAMS, Probes, read_yaml
 from lib.stats import ruling
 from lib.stats.adjust import adjusted_areas, freedman_lane
 from lib.stats.contrasts import areas, make_design
+from lib.stats.controls import unrelated_offsets
 from lib.stats.crossfit import best_weights, dense_source, out_of_fold
 from lib.stats.endpoint import CLASSES, CONTRASTS, NAMES, Material, evaluate, make_material
 from lib.stats.nulls import permuted_labels, transfer_null
@@ -269,6 +270,20 @@ def test_the_null_of_the_data_is_the_cross_validated_value():
     for i, lam in enumerate((0.1, 1.0)):
         scores = out_of_fold(dense_source(X), material.design, n_layers=2, lambdas=(lam,), solver="ridge", tol=1e-6)
         assert np.allclose(T[:, i, :, 0], evaluate(scores, material.design)["transfer"].value[:, :6], atol=1e-4)
+
+
+def test_unrelated_offsets_transfer_by_chance_and_more_so_in_few_dimensions():
+    """N1: T scatters around .5, widely where there are few dimensions; planted meaning lies above it."""
+    spread = {}
+    for d in (4, 100):
+        material, rng = bare(30), np.random.default_rng(0)
+        X = noise(rng, material, layers=1, d_model=d)[0] + (rng.standard_normal((3, d)) * 1.5)[material.classes].astype(np.float32)
+        T = unrelated_offsets(X, material, seed=0, n_draws=60)
+        assert T.shape == (60, 7) and 0.3 < np.median(T[:, 0]) < 0.6
+        spread[d] = np.quantile(T[:, 0], 0.95)
+        seen = evaluate(out_of_fold(dense_source(X[None]), material.design, n_layers=1, tol=1e-3), material.design)["transfer"].value[0, 0]
+        assert d == 4 or seen > T[:, 0].max()
+    assert spread[4] > spread[100] + 0.05
 
 
 # --- adjustment -----------------------------------------------------------------------------------------------------

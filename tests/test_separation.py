@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 
 from lib.errors import BadInput
 from lib.params import load_params
-from lib.stats import constructions, simulate
+from lib.stats import constructions, mtmm, simulate
 from lib.stats.constructions import NEUTRAL, logistic_cosine, plain_cosine
 from lib.stats.separation import decide, layer_curve, metric_table, separation, swap_p
 from lib.stats.verdicts import FAIL, INCONCLUSIVE, PASS
@@ -224,6 +224,25 @@ def test_words_shared_by_chance_rarely_escape_the_flag():
     escaped = sum("LEXICAL" not in run(*planted(0.0, seed=k, d=30, n=30, counter=counter_of("unrelated")),
                                        n_permutations=20).result.flags for k in range(12))
     assert escaped <= 2
+
+
+def test_chance_agreement_of_unrelated_offsets_grows_as_dimensions_get_fewer():
+    found = [mtmm.chance(simulate.power_law(d), seed=0) for d in (6, 60, 600)]
+    assert 0.4 < found[0] < 1.2 and found[0] > found[1] > found[2] and found[2] < 0.15
+
+
+def test_a_difference_of_length_is_flagged_and_meaning_survives_the_adjustment():
+    """C and A at the two ends of one direction, length: κ is −1, below any bound, and no structure at all."""
+    rng, words = np.random.default_rng(0), {"cognitive": 12, "affective": 40}
+    X, texts = simulate.as_texts({part: 0.5 * rng.standard_normal((N, 3, 30)) for part in (("empathy", "plain"), ("valence_stripped", "plain"))})
+    size = texts["label"].map(words).fillna(26).to_numpy() + rng.integers(-6, 7, len(texts))
+    texts = texts.assign(response=["word " * int(n) for n in size])
+    by_length = run(X + np.outer((size - 26) / 14, rng.standard_normal(30)), texts).result
+    assert by_length.estimate < -0.5 and "FORM" in by_length.flags and by_length.verdict == INCONCLUSIVE
+    meaning = np.where(texts["label"].eq("cognitive").to_numpy()[:, None], rng.standard_normal(30), 0) + np.where(
+        texts["label"].eq("affective").to_numpy()[:, None], rng.standard_normal(30), 0)
+    assert run(X + meaning, texts).result.verdict == PASS
+    assert run(X + meaning, texts, leaky=True).result.verdict == INCONCLUSIVE
 
 
 def test_one_register_is_flagged():

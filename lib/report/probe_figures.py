@@ -67,7 +67,7 @@ def mtmm_figure(table: pd.DataFrame) -> go.Figure:
             figure.add_shape(type="rect", x0=i - 0.5, x1=i + 0.5, y0=j - 0.5, y1=j + 0.5, line={"color": "#000000", "width": 3})
     figure.add_trace(go.Heatmap(z=square, x=names, y=names, text=words, texttemplate="%{text}", textfont={"size": 10}, zmin=-1, zmax=1,
                                 colorscale="RdBu", hoverongaps=False, colorbar={"title": "cosine"}))
-    figure.update_yaxes(autorange="reversed", showgrid=False, tickvals=names[1:])
+    figure.update_yaxes(range=[len(names) - 0.5, 0.5], showgrid=False, tickvals=names[1:])
     figure.update_xaxes(showgrid=False, range=[-0.5, len(names) - 1.5])
     return styled(figure, "Are the directions the same when the words are not? (framed: one type, two registers)", height=460)
 
@@ -97,13 +97,14 @@ def audit_layers_figure(table: pd.DataFrame) -> go.Figure:
         part = own[own.family == "activations"].assign(layer=lambda t: t.baseline.str.removeprefix("layer ").astype(int)).sort_values("layer")
         best = own[own.family == "text"].iloc[0]
         ends = [part.layer.min(), part.layer.max()]
-        figure.add_hrect(best.ci_low, best.ci_high, fillcolor="rgba(0,114,178,0.15)", line_width=0, row=1, col=column)
         figure.add_scatter(**interval_band(part, "layer"), name="95% interval", legendgroup="ci", showlegend=shown, row=1, col=column)
         figure.add_scatter(x=part.layer, y=part.auroc, mode="lines+markers", name="probe", line={"color": "#CC79A7", "width": 3}, legendgroup="probe",
                            showlegend=shown, row=1, col=column)
         figure.add_scatter(x=ends, y=[best.auroc] * 2, mode="lines", name="best text baseline (band: 95%)", line={"dash": "dash", "color": "#0072B2"},
                            legendgroup="text", showlegend=shown, row=1, col=column)
         figure.add_hline(0.5, line_dash="dot", line_color="#777777", row=1, col=column)
+        figure.add_hrect(best.ci_low, best.ci_high, fillcolor="rgba(0,114,178,0.15)", line_width=0, row=1, col=column)
+    figure.update_yaxes(range=[0.35, 1.02])
     figure = styled(figure, "Does any layer know more than the words do?", x="layer", height=420)
     return figure.update_yaxes(title="AUROC", col=1)
 
@@ -136,9 +137,10 @@ def overlap_figure(overlap: pd.DataFrame, thresholds) -> go.Figure:
     colours = dict(zip(("euclidean", "whitened"), ("#D55E00", "#0072B2"), strict=True))
     for metric, part in overlap.groupby("metric", sort=False):
         colour, mark = colours.get(metric, "#000000"), {"size": 10, "color": colours.get(metric)}
-        figure.add_scatter(x=part.pair, y=part.O, mode="markers", name=metric, legendgroup=metric, marker=mark, error_y=error_bars(part, "O"), row=1, col=1)
+        figure.add_scatter(x=part.pair, y=part.O, mode="markers", name=metric, legendgroup=metric, offsetgroup=metric, marker=mark,
+                           error_y=error_bars(part, "O"), row=1, col=1)
         inner = part.assign(ci_low=part.ci90_low, ci_high=part.ci90_high)
-        figure.add_scatter(x=part.pair, y=part.O, mode="markers", legendgroup=metric, showlegend=False, marker=mark, row=1, col=1,
+        figure.add_scatter(x=part.pair, y=part.O, mode="markers", legendgroup=metric, offsetgroup=metric, showlegend=False, marker=mark, row=1, col=1,
                            error_y={**error_bars(inner, "O"), "thickness": 5, "width": 0, "color": colour})
         inner = part.assign(ci_low=part.magnitude_ci90_low, ci_high=part.magnitude_ci90_high)
         figure.add_scatter(x=part.pair, y=part.magnitude_ratio, mode="markers", legendgroup=metric, showlegend=False, marker=mark,
