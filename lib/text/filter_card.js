@@ -198,8 +198,8 @@ function render({ model, el }) {
   function type(name, label, value, done) {
     close();
     const input = h("input", { type: "text", value, ariaLabel: label, dir: "auto", inputMode: name === "jump" ? "numeric" : "text" });
+    prompt.hidden = false; // before the input is focused: what is hidden takes no focus
     writing(prompt, input, done, label, (event) => event.key === "Enter");
-    prompt.hidden = false;
   }
 
   function edit(i) {

@@ -27,6 +27,7 @@ PAIRS = {"C/A": ("cognitive", "affective"), "C/I": ("cognitive", "instrumental")
 MIN_SCENARIOS = 10
 COLUMNS = ("pair", "evaluation", "baseline", "auroc", "n")
 PENALTY = 1.0  # ridge, in units of the mean squared norm of the training rows
+QUIET = 0.3  # seconds in which newer questions replace the one just asked
 MAX_SCENARIOS = 400  # the meter looks at an even sample of more
 
 
@@ -192,8 +193,8 @@ class Worker:
         self._wake, self._closed = threading.Condition(), False
         threading.Thread(target=self._run, daemon=True, name="leakage-meter").start()
 
-    def ask(self, kind: str, texts: pd.DataFrame, **more) -> None:
-        """Queue a request; returns at once."""
+    def ask(self, kind: str, texts: Callable[[], pd.DataFrame], **more) -> None:
+        """Queue a request; returns at once. `texts` is called from the thread."""
         with self._wake:
             self._waiting[kind] = (texts, more)
             self._wake.notify()
@@ -207,6 +208,7 @@ class Worker:
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self._waiting or self._closed)
+                self._wake.wait_for(lambda: self._closed, timeout=QUIET)
                 if self._closed:
                     break
                 kind = next(iter(self._waiting))
@@ -220,12 +222,12 @@ class Worker:
         if self._process:
             self._process.stdin.close()
 
-    def _exchange(self, kind: str, texts: pd.DataFrame, more: dict) -> dict:
+    def _exchange(self, kind: str, texts: Callable[[], pd.DataFrame], more: dict) -> dict:
         if self._process is None or self._process.poll() is not None:
             one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
             self._process = subprocess.Popen([sys.executable, "-m", "lib.text.meter"], env={**os.environ, **one}, text=True,
                                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        self._process.stdin.write(json.dumps({"kind": kind, "texts": texts.to_dict("list"), **more}) + "\n")
+        self._process.stdin.write(json.dumps({"kind": kind, "texts": texts().to_dict("list"), **more}) + "\n")
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
 

@@ -5,6 +5,7 @@ before the answer leaves; the page holds nothing that would have to be saved.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from datetime import datetime
 from itertools import pairwise
 from statistics import median
@@ -42,7 +43,10 @@ class Session:
         self.at = self.start()
 
     def refold(self) -> None:
+        """State anew from the journal, and what every paint needs of it."""
         self.state = fold(self.journal.records, self.hashes)
+        self.decisions = [card.adjudicated or card.decision if (card := self.state.cards.get(place.key)) else "" for place in self.places]
+        self.accepted_cards = [i for i, place in enumerate(self.places) if self.decisions[i] == "accept" and not place.key.endswith(REPEAT)]
         self.accepted = self.accepted_scenarios()
 
     def start(self) -> int:
@@ -61,8 +65,7 @@ class Session:
         return self.state.cards.get(self.places[i].key, Card())
 
     def decision(self, i: int) -> str:
-        card = self.card(i)
-        return card.adjudicated or card.decision
+        return self.decisions[i]
 
     def votes(self, i: int) -> dict[str, str]:
         """Independent decisions on a card's item, others' and own."""
@@ -87,17 +90,15 @@ class Session:
             place = self.places[i]
             return (not self.stratum or self.contexts[place.item.scenario_id] == self.stratum) and tests[self.filter](i) and (
                 not words or any(words in text.lower() for text in (place.item.scenario, *cards.wording(place.item, self.state).values())))
+        if self.filter == "all" and not self.stratum and not words:
+            return list(range(len(self.places)))
         return [i for i in range(len(self.places)) if found(i)]
 
     def accepted_scenarios(self) -> list[str]:
         """Scenarios of which every register is accepted."""
         wanted = Counter(item.scenario_id for item in self.items.values())
-        got = Counter(self.places[i].item.scenario_id for i in self.accepted_cards())
+        got = Counter(self.places[i].item.scenario_id for i in self.accepted_cards)
         return [id_ for id_ in wanted if got[id_] == wanted[id_]]
-
-    def accepted_cards(self) -> list[int]:
-        """Accepted cards without repeats."""
-        return [i for i, place in enumerate(self.places) if not place.key.endswith(REPEAT) and self.decision(i) == "accept"]
 
     # what a key does
 
@@ -242,8 +243,8 @@ class Session:
 
     def progress(self) -> dict:
         """Cards done, accepted per stratum against its quota (in cards), pace, and the distance from the balance targets."""
-        done = sum(bool(self.decision(i)) for i in range(len(self.places)))
-        got = [self.places[i].item for i in self.accepted_cards()]
+        done = sum(map(bool, self.decisions))
+        got = [self.places[i].item for i in self.accepted_cards]
         by_context = Counter(self.contexts[item.scenario_id] for item in got)
         strata = [{"name": name, "quota": n * self.registers, "accepted": by_context[name]} for name, n in self.quota.items()]
         shares = Counter(item.domain for item in got if item.domain)
@@ -259,13 +260,17 @@ class Session:
         gaps = [b - a for a, b in pairwise(times) if 0 < b - a < PAUSE]
         return median(gaps) if len(gaps) >= 2 else None
 
-    def accepted_texts(self, *, whole: bool) -> pd.DataFrame:
-        """The accepted texts as they are worded now, one row a response; `whole`: of scenarios accepted in all registers."""
-        complete = set(self.accepted)
-        rows = [(item.scenario_id, item.register, label, text, self.clusters[item.scenario_id], self.contexts[item.scenario_id], item.domain)
-                for i in self.accepted_cards() for item in [self.places[i].item] if item.scenario_id in complete or not whole
-                for label, text in cards.wording(item, self.state).items()]
-        return pd.DataFrame(rows, columns=["scenario_id", "register", "label", "response", "cluster", "context", "domain"])
+    def accepted_texts(self, *, whole: bool) -> Callable[[], pd.DataFrame]:
+        """The accepted texts as they are worded now, one row a response, put together where it is called (not here: the card
+        waits); `whole`: only of scenarios accepted in all registers."""
+        state, complete = self.state, set(self.accepted)
+        items = [self.places[i].item for i in self.accepted_cards if not whole or self.places[i].item.scenario_id in complete]
+
+        def table() -> pd.DataFrame:
+            rows = [(item.scenario_id, item.register, label, text, self.clusters[item.scenario_id], self.contexts[item.scenario_id], item.domain)
+                    for item in items for label, text in cards.wording(item, state).items()]
+            return pd.DataFrame(rows, columns=["scenario_id", "register", "label", "response", "cluster", "context", "domain"])
+        return table
 
     def agreement(self) -> list[dict]:
         """Rows of the agreement table, NaN as None."""
