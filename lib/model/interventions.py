@@ -57,10 +57,10 @@ class Edit:
             raise BadInput(f"edit: where {self.where!r} needs start, the prompt's number of tokens")
         if (self.kind == "ablate") != (self.mean is not None):
             raise BadInput("edit: mean ablation, and only it, needs the mean of the residual stream")
+        directions = np.atleast_2d(unit(self.directions))
         coeffs, bound = np.atleast_1d(np.asarray(self.coeffs, dtype=float)), COEFF_MAX if self.kind == "add" else 1.0
         if not (np.isfinite(coeffs).all() and abs(coeffs).max() <= bound + 1e-9):
             raise BadInput(f"coeff {coeffs[np.argmax(abs(np.nan_to_num(coeffs, nan=np.inf)))]:g}: outside the grid of ±{bound:g}")
-        directions = np.atleast_2d(unit(self.directions))
         rows = max(len(coeffs), len(directions))
         object.__setattr__(self, "directions", np.broadcast_to(directions, (rows, directions.shape[1])))
         object.__setattr__(self, "coeffs", np.broadcast_to(coeffs, (rows,)))

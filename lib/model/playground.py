@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from lib.errors import BadInput
-from lib.model import prompts, steering
+from lib.model import prompts, steering, weights
 from lib.model.interventions import COEFF_MAX, Edit, logits_of, unit
+from lib.store import Study
 
 CALIBRATION = ("I lost my keys again this morning.", "My sister got the job she wanted!", "The printer at work keeps jamming.",
                "I have not slept well for weeks.", "We are moving to another town in May.", "My soup turned out far too salty.",
@@ -124,49 +125,79 @@ def pieces(tokenizer, tokens: list[int]) -> list[str]:
     return [after[len(before):] for before, after in pairwise(texts)]
 
 
-def panel(player: Player, directions: dict[str, tuple[np.ndarray, int]], *, model_id: str) -> widgets.Widget:
-    """The page: choices above, the two replies below. `directions`: name → (vector, the layer it was fitted at)."""
-    n_layers = len(player.model.get_decoder().layers)
-    first = next(iter(directions))
-    direction = widgets.Dropdown(options=list(directions), description="Direction")
-    layer = widgets.IntSlider(value=directions[first][1], min=0, max=n_layers - 1, description="Layer", continuous_update=False)
-    kind = widgets.ToggleButtons(options=["steer", "ablate"], description="What")
-    coeff = widgets.FloatSlider(value=0.2, min=-COEFF_MAX, max=COEFF_MAX, step=0.05, description="Coeff", continuous_update=False)
-    scenario = widgets.Textarea(placeholder="Type what a person says", layout={"width": "100%", "height": "4em"})
-    scenario.add_class("playground-scenario")
-    button = widgets.Button(description="Answer", button_style="primary")
-    button.add_class("playground-go")
-    status, words = widgets.HTML(f"{escape(model_id)} is ready."), widgets.HTML()
-    status.add_class("playground-status")
-    outs = widgets.HTML(), widgets.HTML()
-    for out, name in zip(outs, ("plain", "steered"), strict=True):
-        out.add_class(f"playground-{name}")
+Loaded = tuple[Player, dict[str, tuple[np.ndarray, int]]]
 
-    def describe(_=None):
-        top, bottom = player.vocabulary(directions[direction.value][0])
-        words.value = " ".join([f"<b>{escape(direction.value)}</b> raises", escape(", ".join(map(repr, top))), "and lowers", escape(", ".join(map(repr, bottom)))])
 
-    def answer(_):
-        button.disabled = True
+def load(study: str, *, seed: int = 0) -> Loaded:
+    """The player of a study's model, and `{name: (direction, layer it was fitted at)}`; a random one where there is no other."""
+    home = Study(study, "00_playground")
+    path, params = "causality/directions.safetensors", home.params
+    vectors = home.load_tensors(path) if home.has(path) else {}
+    names = dict.fromkeys(key.split("/")[0] for key in vectors)
+    found = {name: (np.mean([v for key, v in vectors.items() if key.split("/")[0] == name], axis=0), params.layer) for name in names}
+    found["random"] = np.random.default_rng(seed).standard_normal(params.model.d_model), params.layer
+    model, tokenizer, _ = weights.load(params.model)
+    player = Player(model, tokenizer, params.model.template)
+    player.about(params.layer), player.band()
+    return player, found
+
+
+class Panel:
+    """The page: choices above, the two replies below. `studies`: names to pick from; the first one is loaded."""
+
+    def __init__(self, studies: list[str], *, seed: int = 0):
+        self.seed = seed
+        self.study = widgets.Dropdown(options=studies, description="Model")
+        self.direction = widgets.Dropdown(description="Direction")
+        self.layer = widgets.IntSlider(description="Layer", min=0, continuous_update=False)
+        self.kind = widgets.ToggleButtons(options=["steer", "ablate"], description="What")
+        self.coeff = widgets.FloatSlider(value=0.2, min=-COEFF_MAX, max=COEFF_MAX, step=0.05, description="Coeff", continuous_update=False)
+        self.scenario = widgets.Textarea(placeholder="Type what a person says", layout={"width": "98%", "height": "4em"})
+        self.button = widgets.Button(description="Answer", button_style="primary")
+        self.status, self.words, self.plain, self.edited = (widgets.HTML() for _ in range(4))
+        for widget, name in ((self.scenario, "scenario"), (self.button, "go"), (self.status, "status"), (self.plain, "plain"),
+                             (self.edited, "edited"), (self.words, "words")):
+            widget.add_class(f"playground-{name}")
+        self.study.observe(self._load, "value")
+        self.direction.observe(self._describe, "value")
+        self.button.on_click(self._answer)
+        self._load()
+
+    @property
+    def widget(self) -> widgets.Widget:
+        column = {"width": "50%", "padding": "0 1em 0 0"}
+        sides = [widgets.VBox([widgets.HTML(f"<b>{title}</b>"), out], layout=column)
+                 for title, out in (("as it is", self.plain), ("under the intervention", self.edited))]
+        return widgets.VBox([widgets.HBox([self.study, self.direction]), widgets.HBox([self.layer, self.coeff]), self.kind, self.scenario,
+                             self.button, self.status, widgets.HBox(sides), self.words])
+
+    def _load(self, _=None) -> None:
+        self.status.value = f"loading {escape(self.study.value)} …"
         try:
-            choice = Choice(direction=directions[direction.value][0], layer=layer.value, coeff=coeff.value, kind=kind.value)
-            status.value, sides = "…", None
-            for sides in player.play(scenario.value, choice):
-                for out, side in zip(outs, sides, strict=True):
-                    out.value = player.html(side)
-            low, high = player.band()
-            ratio = player.log_ratio(scenario.value, sides)
-            verdict = "coherent" if low <= ratio <= high else "outside the band: its effect would not count"
-            status.value = f"log-perplexity ratio {ratio:+.2f}; band of unsteered replies [{low:+.2f}, {high:+.2f}]: {verdict}"
+            self.player, self.directions = load(self.study.value, seed=self.seed)
         except BadInput as error:
-            status.value = escape(str(error))
-        finally:
-            button.disabled = False
+            self.status.value = escape(str(error))
+            return
+        self.layer.max = len(self.player.model.get_decoder().layers) - 1
+        self.direction.options = list(self.directions)
+        self._describe()
+        self.status.value = f"{escape(self.study.value)} is ready"
 
-    direction.observe(describe, "value")
-    direction.observe(lambda change: setattr(layer, "value", directions[change["new"]][1]), "value")
-    button.on_click(answer)
-    describe()
-    column = {"width": "50%", "padding": "0 1em 0 0"}
-    replies = widgets.HBox([widgets.VBox([widgets.HTML(f"<b>{title}</b>"), out], layout=column) for title, out in zip(("as it is", "under the intervention"), outs, strict=True)])
-    return widgets.VBox([widgets.HBox([direction, layer]), widgets.HBox([kind, coeff]), scenario, button, status, replies, words])
+    def _describe(self, _=None) -> None:
+        direction, self.layer.value = self.directions[self.direction.value]
+        top, bottom = self.player.vocabulary(direction)
+        self.words.value = f"<b>{escape(self.direction.value)}</b> raises {escape(', '.join(map(repr, top)))} and lowers {escape(', '.join(map(repr, bottom)))}"
+
+    def _answer(self, _) -> None:
+        self.button.disabled, self.status.value = True, "…"
+        try:
+            choice = Choice(direction=self.directions[self.direction.value][0], layer=self.layer.value, coeff=self.coeff.value, kind=self.kind.value)
+            for sides in self.player.play(self.scenario.value, choice):
+                self.plain.value, self.edited.value = (self.player.html(side) for side in sides)
+            (low, high), ratio = self.player.band(), self.player.log_ratio(self.scenario.value, sides)
+            verdict = "coherent" if low <= ratio <= high else "outside the band: its effect would not count"
+            self.status.value = f"log-perplexity ratio {ratio:+.2f}; band of unsteered replies [{low:+.2f}, {high:+.2f}]: {verdict}"
+        except BadInput as error:
+            self.status.value = escape(str(error))
+        finally:
+            self.button.disabled = False

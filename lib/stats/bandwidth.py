@@ -157,6 +157,8 @@ def steering_range(coeffs: np.ndarray, is_coherent: np.ndarray, needed: float) -
         return minus, plus
 
     n = is_coherent.shape[1]
+    if n < 2:
+        raise BadInput(f"bandwidth: {n} prompts; at least 2 are needed for a range with an interval")
     minus, plus = both(np.arange(n))
     left = np.array([sum(side[0] for side in both(np.delete(np.arange(n), i))) for i in range(n)])
     logs = np.log(left.clip(1e-3))
