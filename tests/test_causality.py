@@ -115,7 +115,7 @@ def test_power_on_a_planted_readout(reader):
 
 
 def test_a_direction_that_is_not_read_does_not_stand_out(reader):
-    model, w = reader
+    model, _ = reader
     rng = np.random.default_rng(8)
     found = [study(model, unit(rng.standard_normal(48)), rng) for _ in range(20)]
     assert np.mean([e.p <= 0.05 for e, _, _ in found]) <= 0.15 and np.mean([s.p <= 0.05 for _, s, _ in found]) <= 0.15
@@ -170,7 +170,7 @@ def test_directions_are_never_fitted_on_what_they_are_tested_on():
 
 
 def test_directions_need_both_halves():
-    with pytest.raises(BadInput, match="more texts|two clusters"):
+    with pytest.raises(BadInput, match=r"more texts|two clusters"):
         fit(np.zeros((36, 4)), table(("plain",)), seed=0)
     with pytest.raises(BadInput, match="two clusters"):
         fit(np.random.default_rng(0).standard_normal((3, 4)), table(("plain",), n=1), seed=0)

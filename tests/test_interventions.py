@@ -231,7 +231,7 @@ def test_coefficients_outside_the_grid_are_refused(coeff):
 
 @pytest.mark.parametrize(("layer", "d"), [(-1, 48), (4, 48), (1, 47)])
 def test_layers_out_of_range_and_wrong_widths_are_refused(tiny, layer, d):
-    with pytest.raises(BadInput, match="out of range|d_model"), intervene(tiny[0], {layer: Edit(kind="add", directions=np.ones(d), coeffs=0.1)}):
+    with pytest.raises(BadInput, match=r"out of range|d_model"), intervene(tiny[0], {layer: Edit(kind="add", directions=np.ones(d), coeffs=0.1)}):
         pass
 
 

@@ -105,12 +105,18 @@ class Hook:
         return torch.where((self.coeffs == 0)[:, None, None], hidden, hidden - amount[..., None] * self.w[:, None])
 
 
+def check_layer(model, layer: int) -> None:
+    """BadInput where the model has no such block."""
+    n_layers = len(model.get_decoder().layers)
+    if not 0 <= layer < n_layers:
+        raise BadInput(f"layer {layer}: out of range; the model has layers 0 to {n_layers - 1}")
+
+
 def hooks_of(model, edits: Mapping[int, Edit]) -> dict[int, Hook]:
     """A hook a layer, each checked against the model."""
     blocks, d_model = model.get_decoder().layers, model.get_decoder().config.hidden_size
     for layer, edit in edits.items():
-        if not 0 <= layer < len(blocks):
-            raise BadInput(f"layer {layer}: out of range; the model has layers 0 to {len(blocks) - 1}")
+        check_layer(model, layer)
         if edit.directions.shape[1] != d_model:
             raise BadInput(f"direction: has {edit.directions.shape[1]} numbers; the model's d_model is {d_model}")
     return {layer: Hook(edit, blocks[layer]) for layer, edit in edits.items()}

@@ -180,10 +180,13 @@ class Panel:
             return
         self.layer.max = len(self.player.model.get_decoder().layers) - 1
         self.direction.options = list(self.directions)
+        self.direction.value = next(iter(self.directions))
         self._describe()
         self.status.value = f"{escape(self.study.value)} is ready"
 
     def _describe(self, _=None) -> None:
+        if self.direction.value is None:  # while the options change
+            return
         direction, self.layer.value = self.directions[self.direction.value]
         top, bottom = self.player.vocabulary(direction)
         self.words.value = f"<b>{escape(self.direction.value)}</b> raises {escape(', '.join(map(repr, top)))} and lowers {escape(', '.join(map(repr, bottom)))}"

@@ -16,7 +16,7 @@ from transformers import DynamicCache
 
 from lib.errors import BadInput
 from lib.model.activations import SINK, block_outputs, build_trie
-from lib.model.interventions import Edit, attached, hooks_of, log_probability, logits_of, trie_states
+from lib.model.interventions import Edit, attached, check_layer, hooks_of, log_probability, logits_of, trie_states
 from lib.model.prompts import Encoded
 
 Edits = Mapping[int, Edit]
@@ -122,6 +122,7 @@ def generate(model, tokenizer, prompts: list[str], edits: Callable[[int], Edits]
 @torch.inference_mode()
 def prompt_resid(model, tokenizer, prompts: list[str], layer: int) -> np.ndarray:
     """Outputs of block `layer` at the prompts' tokens, `[token, d_model]`, sinks left out."""
+    check_layer(model, layer)
     found = []
     with block_outputs(model, [layer], lambda _, resid: found.append(resid[0].float())) as decoder:
         for prompt in prompts:
