@@ -67,6 +67,8 @@ def external_inputs(stage: str, run: str, parameters: dict, params: Params) -> d
         return journal_hashes(parameters["journals"])
     if stage == "05_probe" and params.twin:
         return stage_record(outputs_root() / twin_run(run, params), "03_extract")["outputs"]
+    if stage == "09_bandwidth" and record_path(outputs_root() / run, "04_sae").exists():  # its cross-check, where there is one
+        return stage_record(outputs_root() / run, "04_sae")["outputs"]
     if stage == "10_report":
         same = [path for path in outputs_root().glob("*/*.stage.json") if path.name != "10_report.stage.json"]
         return {f"{path.parent.name}/{path.name}": read_json(path)["outputs"] for path in sorted(same)}

@@ -11,9 +11,10 @@
 # How many dimensions does empathy use, and how far can each be driven before the replies fall apart?
 #
 # Bandwidth is the effective dimension of the empathy effect times its coherent steering range. It is compared with
-# formality, a style that every model knows, at the same number of texts.
+# formality, a style that every model knows, at the same number of texts, and between the contexts of the scenarios.
 #
-# **Reads** `dataset/filtered`, `activations/`, the model. **Writes** `bandwidth/`. **Cost**: two to three minutes.
+# **Reads** `dataset/filtered`, `activations/`, the model, and `sae/latents` where there are any. **Writes** `bandwidth/`.
+# **Cost**: two minutes on two cores.
 
 # %%
 import numpy as np
@@ -21,15 +22,17 @@ import pandas as pd
 from IPython.display import display
 
 from lib.errors import BadInput
-from lib.model import interventions, prompts, weights
+from lib.model import prompts, steering, weights
+from lib.model.interventions import Edit, unit
 from lib.report import figures
 from lib.stats import bandwidth as bw
+from lib.stats import contexts as cx
 from lib.store import Study
 
 # %% tags=["parameters"]
 study: str = "smollm2-135m"  # name of the study: a file in params/
-n_prompts: int = 6  # prompts steered at every dose
-n_calibration: int = 20  # prompts answered unsteered, for the coherence band
+n_prompts: int = 3  # prompts a context steered at every dose
+n_calibration: int = 15  # prompts answered unsteered, for the coherence band
 coeffs: list = [-0.6, -0.4, -0.2, -0.1, 0.0, 0.1, 0.2, 0.4, 0.6]  # steering doses, in residual norms
 max_new_tokens: int = 24  # length of a steered reply, in tokens
 seed: int = 0  # seed of the matched subset
@@ -37,24 +40,36 @@ seed: int = 0  # seed of the matched subset
 # %%
 home = Study(study, "09_bandwidth", n_prompts=n_prompts, n_calibration=n_calibration, coeffs=coeffs, max_new_tokens=max_new_tokens, seed=seed)
 texts = home.load_texts()
-layer, thresholds = home.params.layer, home.params.thresholds.bandwidth
+layer, thresholds, template = home.params.layer, home.params.thresholds.bandwidth, home.params.model.template
 resid = home.load_tensors("activations/resid_post.safetensors")["resid_post"][layer]
 print(resid.shape, "text, d_model at layer", layer)
 
 # %% [markdown]
+# ## The method on planted data
+# The same code where the truth is known.
+
+# %%
+validation = cx.validation(np.linspace(-0.6, 0.6, 25), thresholds.coherent_share, n=90, d_model=576, seed=seed)
+display(validation.round(2))
+
+# %% [markdown]
 # ## Effective dimension
 # For each scenario, the mean of the Cognitive and the Affective reply minus the mean of its valence-stripped replies; for
-# formality, the formal minus the casual wording. The participation ratio is unbiased; `rank90` beside it grows with n.
+# formality, the formal minus the casual wording. The participation ratio is unbiased; `rank90` beside it grows with n,
+# and parallel analysis counts the components that stand out from permuted data.
 
 # %%
 plain = texts[texts.register == "plain"]
-def mean_by_scenario(rows):
-    return pd.DataFrame(resid[rows.index], index=rows.scenario_id).groupby(level=0).mean()
+def mean_by_scenario(rows, values=resid):
+    return pd.DataFrame(values[rows.index], index=rows.scenario_id).groupby(level=0).mean()
 
-empathic = mean_by_scenario(plain[plain.label.isin(["cognitive", "affective"])])
-neutral = mean_by_scenario(plain[plain.condition == "valence_stripped"])
-shared = empathic.index.intersection(neutral.index)
-effect = {"empathy": (empathic.loc[shared] - neutral.loc[shared]).to_numpy()}
+def effects_of(values):
+    warm, flat = mean_by_scenario(plain[plain.label.isin(["cognitive", "affective"])], values), mean_by_scenario(plain[plain.condition == "valence_stripped"], values)
+    both = warm.index.intersection(flat.index)
+    return warm.loc[both], flat.loc[both]
+
+empathic, neutral = effects_of(resid)
+effect = {"empathy": (empathic - neutral).to_numpy()}
 effect["formality"] = (mean_by_scenario(plain[plain.label == "formal"]) - mean_by_scenario(plain[plain.label == "casual"])).to_numpy()
 effect = {name: rows for name, rows in effect.items() if len(rows)}
 print({name: len(rows) for name, rows in effect.items()})
@@ -68,67 +83,114 @@ def dimension_of(rows):
 
 n = min(map(len, effect.values()), default=0)
 pick = np.random.default_rng(seed)
-dimension = {name: dimension_of(rows[np.sort(pick.choice(len(rows), n, replace=False))]) for name, rows in effect.items()}
+matched = {name: rows[np.sort(pick.choice(len(rows), n, replace=False))] for name, rows in effect.items()}
+dimension = {name: dimension_of(rows) for name, rows in matched.items()}
 for name, (value, problem) in dimension.items():
-    print(name, value or problem)
-
-# %% [markdown]
-# The five contexts, each with the scenarios it has.
-
-# %%
-context_of = plain.drop_duplicates("scenario_id").set_index("scenario_id").context
-rows = []
-for context, ids in pd.Series(shared, index=context_of.loc[shared].replace("", "unknown")).groupby(level=0):
-    found, problem = dimension_of((empathic.loc[ids] - neutral.loc[ids]).to_numpy())
-    low, high = found.interval if found else (None, None)
-    rows.append({"context": context, "n": len(ids), "pr": found and found.pr, "ci_low": low, "ci_high": high, "rank90": found and found.rank90, "note": problem})
-contexts = pd.DataFrame(rows, columns=["context", "n", "pr", "ci_low", "ci_high", "rank90", "note"])
-display(contexts.round(2))
+    print(name, value or problem, "| parallel analysis:", cx.parallel_analysis(matched[name], seed=seed), "components")
 
 # %% [markdown]
 # ## Coherent steering range
-# Greedy replies at each dose, scored by the unsteered model. Coherent means inside the 95% band of unsteered replies and
-# no more repetitive than they are.
+# Greedy replies at each dose, to prompts of every context, scored by the unsteered model. Coherent means inside the 95%
+# band of unsteered replies' log-perplexity ratios and no more repetitive than they are. The share that is coherent is made
+# monotone in the dose, and the range ends where it falls below the preregistered share; at the grid's end it is censored.
 
 # %%
 model, tokenizer, about = weights.load(home.params.model)
-ids = list(dict.fromkeys(plain[plain.condition == "empathy"].scenario_id))
-def prompts_of(count):
-    chosen = [ids[i * len(ids) // count] for i in range(min(count, len(ids)))]
-    return [prompts.prompt_text(tokenizer, home.params.model.template, plain[plain.scenario_id == id_].scenario.iloc[0]) for id_ in chosen]
+context_of = plain[plain.condition == "empathy"].drop_duplicates("scenario_id").set_index("scenario_id").context.replace("", "unknown")
+def spread(ids, count):
+    return [ids[i * len(ids) // count] for i in range(min(count, len(ids)))]
 
-direction = {name: interventions.unit(rows.mean(0), name) for name, rows in effect.items()}
+def prompts_of(ids):
+    said = plain.drop_duplicates("scenario_id").set_index("scenario_id").scenario
+    return [prompts.prompt_text(tokenizer, template, said[id_]) for id_ in ids]
 
-# %%
-unused = np.ones(resid.shape[1])
-replies, log_ppl = interventions.generate_steered(model, tokenizer, prompts_of(n_calibration), unused, [0.0], layer, max_new_tokens=max_new_tokens)
-band = tuple(np.quantile(log_ppl[0], [0.025, 0.975]))
-repeat_max = float(np.quantile([bw.repeated_4grams(reply) for reply in replies[0]], 0.975))
-print(f"unsteered log-perplexity band [{band[0]:.2f}, {band[1]:.2f}], repeated 4-grams up to {repeat_max:.2f}")
+asked = [id_ for _, ids in context_of.groupby(context_of) for id_ in spread(list(ids.index), n_prompts)]
+direction = {name: unit(rows.mean(0), name) for name, rows in effect.items()}
 
 # %%
-sweep = {name: interventions.generate_steered(model, tokenizer, prompts_of(n_prompts), vector, coeffs, layer, max_new_tokens=max_new_tokens)
-         for name, vector in direction.items()}
-ranges, doses = {}, []
-for name, (steered, ppl) in sweep.items():
-    repeats = np.array([[bw.repeated_4grams(reply) for reply in at_dose] for at_dose in steered])
-    good = bw.coherent(ppl, repeats, band, repeat_max)
-    ranges[name] = bw.steering_range(np.array(coeffs), good, thresholds.coherent_share)
-    doses += [{"direction": name, "coeff": c, "coherent": g.mean(), "log_ppl": p.mean(), "repeated_4grams": r.mean()} for c, g, p, r in zip(coeffs, good, ppl, repeats, strict=True)]
-    print(name, ranges[name])
+calibration, grid = prompts_of(spread(list(context_of.index), n_calibration)), np.array(coeffs)
+scale = steering.mean_norm(model, tokenizer, calibration, layer)
+unsteered = steering.generate(model, tokenizer, calibration, lambda start: {}, max_new_tokens=max_new_tokens)
+band, repeat_max, centre = bw.coherence(unsteered)
+print(f"unsteered log-perplexity ratios [{band[0]:+.2f}, {band[1]:+.2f}], repeated 4-grams up to {repeat_max:.2f}")
 
 # %%
-doses = pd.DataFrame(doses, columns=["direction", "coeff", "coherent", "log_ppl", "repeated_4grams"])
+def sweep_of(name):
+    edits = {layer: Edit(kind="add", directions=direction[name], coeffs=grid, scale=scale)}
+    return steering.generate(model, tokenizer, prompts_of(asked), lambda start: edits, max_new_tokens=max_new_tokens)
+
+sweep = {name: sweep_of(name) for name in direction}
+good = {name: bw.judged_coherent(made, band, repeat_max, centre) for name, made in sweep.items()}
+ranges = {name: bw.steering_range(grid, found, thresholds.coherent_share) for name, found in good.items()}
+doses = pd.concat([bw.dose_table(name, grid, made, band, repeat_max, centre) for name, made in sweep.items()], ignore_index=True)
 if len(doses):
     figures.dose_figure(doses, band, thresholds.coherent_share).show()
+print(ranges)
 
 # %% [markdown]
 # What a dose does, in words: the first prompt at the ends and the middle of the grid.
 
 # %%
-for name, (steered, _) in sweep.items():
+for name, made in sweep.items():
     for at in (0, len(coeffs) // 2, len(coeffs) - 1):
-        print(f"{name} {coeffs[at]:+.2f}: {steered[at][0]!r}")
+        print(f"{name} {coeffs[at]:+.2f}: {made.texts[at][0]!r}")
+
+# %% [markdown]
+# ## The contexts
+# The same direction steered in each context's own prompts, and the context's own effective dimension.
+
+# %%
+def context_row(context, ids, prompts_at):
+    shared = [id_ for id_ in ids if id_ in empathic.index]
+    y = (empathic.loc[shared] - neutral.loc[shared]).to_numpy()
+    found, problem = dimension_of(y)
+    reach = bw.steering_range(grid, good["empathy"][:, prompts_at], thresholds.coherent_share) if "empathy" in good and len(prompts_at) else None
+    low, high = found.interval if found else (None, None)
+    return {"context": context, "n": len(shared), "pr": found and found.pr, "ci_low": low, "ci_high": high, "rank90": found and found.rank90,
+            "parallel": cx.parallel_analysis(y, seed=seed) if len(y) > 2 else None, "range": reach and reach.total, "range_negative": reach and reach.negative,
+            "range_positive": reach and reach.positive, **cx.log_bandwidth(found, reach), "note": problem}
+
+everything = context_row("all contexts", list(context_of.index), np.arange(len(asked)))
+rows = [context_row(context, list(ids.index), np.array([i for i, id_ in enumerate(asked) if context_of[id_] == context])) for context, ids in context_of.groupby(context_of)]
+for row in rows:
+    row["meaning"] = cx.meaning(row, everything)
+    print(row["meaning"])
+contexts = pd.DataFrame(rows, columns=[*everything, "meaning"])
+display(contexts.drop(columns="meaning").round(2))
+
+# %% [markdown]
+# ## Transfer from crisis to technical
+# The direction found in crisis support, put to technical scenarios: does it tell empathic from neutral replies there?
+# Beside it, the technical scenarios' own direction, each scenario left out in turn.
+
+# %%
+def in_context(frame, context):
+    return frame.loc[[id_ for id_ in frame.index if context_of[id_] == context]].to_numpy()
+
+crisis, warm, flat = in_context(empathic - neutral, "crisis_support"), in_context(empathic, "technical_assistance"), in_context(neutral, "technical_assistance")
+carried = cx.transfer(crisis, warm, flat) if min(len(crisis), len(warm)) > 2 else None
+if carried:
+    carried["cosine"] = float(unit(crisis.mean(0)) @ unit((warm - flat).mean(0)))
+    carried["within"] = float(np.mean([(warm[i] - flat[i]) @ np.delete(warm - flat, i, 0).mean(0) > 0 for i in range(len(warm))]))
+print("crisis → technical:", carried or "not measured: too few scenarios of these contexts")
+
+# %% [markdown]
+# ## Cross-check with the sparse autoencoder
+# How many latents carry the effect (participation ratio of their mean squares), and how many differ in at least half of
+# the scenarios: a second count of dimensions, in another basis.
+
+# %%
+latent_rows = []
+if home.has("sae/latents.safetensors"):
+    for seed_name, latents in home.load_tensors("sae/latents.safetensors").items():
+        warm_z, flat_z = effects_of(latents)
+        for context, ids in [("all contexts", context_of), *context_of.groupby(context_of)]:
+            own = [id_ for id_ in ids.index if id_ in warm_z.index]
+            effective, active = cx.active_latents((warm_z.loc[own] - flat_z.loc[own]).to_numpy())
+            latent_rows.append({"sae": seed_name, "context": context, "n": len(own), "effective_latents": effective, "active_latents": active})
+latents = pd.DataFrame(latent_rows, columns=["sae", "context", "n", "effective_latents", "active_latents"]).merge(
+    pd.concat([pd.DataFrame([everything]), contexts])[["context", "pr"]], on="context", how="left")
+display(latents.round(1) if len(latents) else "no SAE latents in this study: not measured")
 
 # %% [markdown]
 # ## Verdict
@@ -136,18 +198,23 @@ for name, (steered, _) in sweep.items():
 # %%
 pair = [(dimension.get(name, (None,))[0], ranges.get(name)) for name in ("empathy", "formality")]
 result = bw.bandwidth(*pair, thresholds=thresholds, model_id=home.params.model.model_id, layer=layer, seed=seed)
+own_b = {name: cx.log_bandwidth(dimension[name][0], ranges[name]) for name in ranges}
 print(result)
+print({name: {k: v and round(v, 2) for k, v in found.items()} for name, found in own_b.items()})
 
 # %% [markdown]
 # ## Checks and save
 
 # %%
 assert 0.0 in coeffs and doses.coherent.between(0, 1).all()
-home.save_results("bandwidth/metrics.json", [result], band=list(map(float, band)), repeat_max=repeat_max)
+home.save_results("bandwidth/metrics.json", [result], band=list(band), repeat_max=repeat_max, log_ppl_centre=centre, scale=scale, bandwidths=own_b,
+                  transfer=carried, parallel={name: cx.parallel_analysis(y, seed=seed) for name, y in matched.items()})
 home.save_table("bandwidth/contexts.csv", contexts)
 home.save_table("bandwidth/doses.csv", doses)
-home.save_json("bandwidth/replies.json", {name: steered for name, (steered, _) in sweep.items()}, coeffs=coeffs)
-home.save_tensors("bandwidth/directions.safetensors", {name: vector.astype("float32") for name, vector in direction.items()}, layer=layer)
+home.save_table("bandwidth/latents.csv", latents)
+home.save_table("bandwidth/validation.csv", validation)
+home.save_json("bandwidth/replies.json", {name: made.texts for name, made in sweep.items()}, coeffs=coeffs)
+home.save_tensors("bandwidth/directions.safetensors", {name: vector.astype("float32") for name, vector in direction.items()}, layer=layer, scale=scale)
 
 # %% [markdown]
 # ## Summary

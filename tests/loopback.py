@@ -94,7 +94,12 @@ class Loopback(ThreadingHTTPServer):
         user = params["messages"][0]["content"]
         with self.lock:
             rng = random.Random(self.random.getrandbits(60))
-        if "type" in fields:
+        if "first_cognitive" in fields:  # each mark in a reply raises its scale; the first place gets one more on all
+            first, second = user.split("First reply:")[1].split("Second reply:")
+            content = {name: min(7, (2 if name.startswith("first") else 1)
+                                 + (first if name.startswith("first") else second).count(MARKS.get(name.partition("_")[2], "useful")))
+                       for name in fields}
+        elif "type" in fields:
             content = {"type": next((t for t, mark in MARKS.items() if mark in user), "unclear"), "naturalness": rng.choice([3, 4, 5])}
         else:
             content = {name: self.text(rng, name, fault, crisis="crisis message" in user) for name in fields}

@@ -1,6 +1,7 @@
 """Bandwidth by known answers: effective dimension, steering range, verdict."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from lib.errors import BadInput
@@ -10,11 +11,13 @@ from lib.stats.bandwidth import (
     bandwidth,
     coherent,
     effective_dimension,
+    largest_coherent,
     moments,
     one_sided_range,
     repeated_4grams,
     steering_range,
 )
+from lib.stats.contexts import active_latents, log_bandwidth, meaning, parallel_analysis, transfer, validation
 
 THRESHOLDS = load_params("tiny").thresholds.bandwidth
 
@@ -23,10 +26,19 @@ def sample(spectrum, n, rng):
     return rng.standard_normal((n, len(spectrum))) * np.sqrt(spectrum) + 3.0
 
 
-@pytest.mark.parametrize(("decay", "d"), [(0.7, 576), (0.25, 576)])
-def test_participation_ratio_is_unbiased_at_n_90(decay, d):
-    spectrum = np.arange(1, d + 1.0) ** -decay
-    truth = spectrum.sum() ** 2 / np.square(spectrum).sum()
+def decay_of(pr, d=576):
+    """The decay k^−a whose participation ratio is `pr`."""
+    low, high = 0.0, 3.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        spectrum = np.arange(1, d + 1.0) ** -middle
+        low, high = (middle, high) if spectrum.sum() ** 2 / np.square(spectrum).sum() > pr else (low, middle)
+    return middle
+
+
+@pytest.mark.parametrize("truth", [41, 302])
+def test_participation_ratio_is_unbiased_at_n_90(truth):
+    spectrum = np.arange(1, 577.0) ** -decay_of(truth)
     rng = np.random.default_rng(0)
     found = [effective_dimension(sample(spectrum, 90, rng)).pr for _ in range(40)]
     assert np.mean(found) == pytest.approx(truth, rel=0.10)
@@ -96,3 +108,61 @@ def test_planted_difference_passes_none_does_not():
     assert verdict(range_e=0.0).verdict == "INCONCLUSIVE"
     unknown = verdict(range_e=0.9, censored=True)
     assert unknown.verdict == "INCONCLUSIVE" and "CENSORED" in unknown.flags
+
+
+def test_parallel_analysis_is_exact_on_white_noise():
+    """A component is found in white noise at the nominal 5%, and planted ones are counted."""
+    rng = np.random.default_rng(0)
+    found = [parallel_analysis(rng.standard_normal((30, 40)), seed=k, n_surrogates=39) for k in range(300)]
+    assert 0.02 <= np.mean([k > 0 for k in found]) <= 0.08
+    for k in (1, 3):
+        y = rng.standard_normal((90, 200)) + rng.standard_normal((90, k)) @ rng.standard_normal((k, 200)) * 1.5
+        assert parallel_analysis(y, seed=0) == k
+
+
+def test_validation_finds_what_was_planted():
+    found = validation(np.linspace(-0.6, 0.6, 25), 0.8, n=90, d_model=576, seed=0)
+    pr = found[found.quantity == "participation ratio"]
+    assert ((pr.ci_low <= pr.planted) & (pr.planted <= pr.ci_high)).all()
+    rest = found[found.quantity != "participation ratio"]
+    assert (abs(rest.found - rest.planted) <= np.where(rest.quantity.str.startswith("range"), 0.02, 0)).all()
+
+
+def test_bandwidth_has_an_interval_and_a_sentence():
+    rng = np.random.default_rng(0)
+    dimension = effective_dimension(sample(np.arange(1, 201.0) ** -0.7, 90, rng))
+    found = log_bandwidth(dimension, Range(0.2, 0.3, False, 0.1))
+    assert found["b"] == pytest.approx(dimension.pr * 0.5) and found["b_low"] < found["b"] < found["b_high"]
+    assert log_bandwidth(None, None)["b"] is None and log_bandwidth(dimension, Range(0, 0, False, 0.1))["b"] is None
+    row = {"context": "crisis_support", "n": 90, "pr": dimension.pr, "range": 0.5, "note": "", **found}
+    assert "less room" in meaning(row, {"b": 1e3}) and "more room" in meaning(row, {"b": 0.1}) and "not distinguishable" in meaning(row, {"b": found["b"]})
+    assert "at least" in meaning(row | {"censored": True}, {"b": None})
+    assert "not known" in meaning({"context": "x", "n": 4, "b": None, "note": "4 samples"}, {"b": 1.0})
+
+
+def test_transfer_is_one_for_a_shared_direction_and_half_for_none():
+    rng = np.random.default_rng(0)
+    shift = rng.standard_normal(50)
+    neutral = rng.standard_normal((18, 50))
+    shared = transfer(rng.standard_normal((18, 50)) + shift, neutral + rng.standard_normal((18, 50)) + shift, neutral)
+    assert shared["auroc"] > 0.9 and shared["ci_low"] > 0.7
+    aurocs = [transfer(rng.standard_normal((18, 50)) + shift, rng.standard_normal((18, 50)), rng.standard_normal((18, 50)))["auroc"] for _ in range(60)]
+    assert np.mean(aurocs) == pytest.approx(0.5, abs=0.05)
+
+
+def test_latents_that_carry_the_effect_are_counted():
+    z = np.zeros((20, 100))
+    z[:, :7] = 1.0
+    z[:3, 50] = 1.0
+    effective, active = active_latents(z)
+    assert active == 7 and effective == pytest.approx(7, rel=0.1) and active_latents(np.zeros((5, 9))) == (0.0, 0)
+
+
+def test_the_largest_coherent_dose_stops_at_the_first_hole():
+    doses = pd.DataFrame({"direction": "a", "coeff": [-0.4, -0.2, -0.1, 0, 0.1, 0.2, 0.4], "coherent": [1, 0.5, 1, 1, 1, 1, 1]})
+    assert largest_coherent(doses, ["a"], 0.8) == 0.1
+
+
+def test_one_prompt_gives_no_range():
+    with pytest.raises(BadInput, match="at least 2"):
+        steering_range(np.array([-0.1, 0, 0.1]), np.ones((3, 1), dtype=bool), 0.8)

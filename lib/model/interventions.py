@@ -1,62 +1,140 @@
-"""Interventions on the residual stream: ablate a direction, add it, score replies and generate under it.
+"""Interventions on the residual stream: add a direction, mean-ablate it, or project it out.
 
-Mean ablation replaces `h` by `h − (ŵᵀ(h − μ)) ŵ`: the projection on the direction becomes that of the mean (Arditi et
-al. 2024, "Refusal is mediated by a single direction"). Steering adds `coeff · mean‖h‖ · ŵ`, so `coeff` is in units of
-the layer's residual norm. Directions or doses are rows of one batch: the forward is shared up to the layer and
-widens there. Attention sinks are never edited.
+Add: `h + coeff · scale · ŵ`, with `scale` the layer's mean residual norm, so `coeff` is in residual norms. Mean
+ablation: `h − coeff (ŵᵀ(h − μ)) ŵ`; the projection becomes that of the mean (Arditi et al. 2024, "Refusal is mediated
+by a single direction"). Project: the same with μ = 0. All act on the output of a block, hook name
+`blocks.{layer}.hook_out`. They are plain forward hooks, which are leaner than the bridge's; a test proves them equal to
+hooks on `TransformerBridge`. Several rows (doses, directions) share one forward up to the layer and widen the batch there.
 """
 
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from lib.errors import BadInput
 from lib.model.activations import SINK, attention_mask, build_trie
 from lib.model.prompts import Encoded
 
+COEFF_MAX = 0.6  # the preregistered grid's end, in residual norms
+KINDS, WHERE = ("add", "ablate", "project"), ("all", "prompt", "response")
+
 
 def unit(direction: np.ndarray, name: str = "direction") -> np.ndarray:
-    """The direction at length 1; a zero or non-finite one is refused."""
-    norm = np.linalg.norm(direction)
-    if not np.isfinite(norm) or norm == 0:
-        raise BadInput(f"{name}: has norm {norm}; a direction needs a finite, non-zero length")
+    """The direction(s) at length 1 along the last axis; a zero or non-finite one is refused."""
+    direction = np.asarray(direction, dtype=float)
+    norm = np.linalg.norm(direction, axis=-1, keepdims=True)
+    if not np.isfinite(norm).all() or (norm == 0).any():
+        raise BadInput(f"{name}: has norm {norm.min() if np.isfinite(norm).all() else np.nan}; a direction needs a finite, non-zero length")
     return direction / norm
 
 
-@contextmanager
-def edited(model, layer: int, edit):
-    """Replace the output of block `layer` by `edit(output)` while the context is open; always restored."""
-    blocks = model.get_decoder().layers
-    if not 0 <= layer < len(blocks):
-        raise BadInput(f"layer {layer}: out of range; the model has layers 0 to {len(blocks) - 1}")
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """One edit a row: `directions` [d] or [row, d], `coeffs` a number or [row].
 
-    def hook(_, __, output):
-        return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
-
-    handle = blocks[layer].register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def ablation_rows(directions: torch.Tensor, mean: torch.Tensor, nodes: torch.Tensor):
-    """An edit that turns `[1, node, d]` into `[1 + row, node, d]`: untouched first, then one row a direction.
-
-    Row r is mean-ablated along `directions[r]` on `nodes`. The change of every row is scaled to the energy (mean squared
-    norm over the nodes) of the first row's, so that random directions disturb as much as the one they are compared with.
+    `where`: the positions edited; `start` is the prompt's number of tokens. `scale` (add): what coeff 1 adds, in norm.
+    `mean` [d] (ablate): μ. `match` [row]: each row's change is scaled to the energy (summed square over edited
+    positions) of the row named there, so that random directions disturb as much as the one they are compared with.
+    Ablation and projection spare attention sinks, whose projections are hundreds of times any other token's.
     """
-    def edit(hidden):
-        norms = hidden[0].norm(dim=-1)
-        where = nodes & (norms <= SINK * norms.median())
-        projections = (hidden[0] - mean) @ directions.T * where[:, None]
-        energy = projections.square().sum(0)
-        scaled = projections * (energy[0] / energy.clamp_min(1e-20)).sqrt()
-        change = scaled.T[:, :, None] * directions[:, None, :]
-        return torch.cat([hidden, hidden - change])
-    return edit
+
+    kind: str
+    directions: np.ndarray
+    coeffs: float | np.ndarray = 1.0
+    where: str = "all"
+    start: int | None = None
+    scale: float = 1.0
+    mean: np.ndarray | None = None
+    match: np.ndarray | None = None
+
+    def __post_init__(self):
+        if self.kind not in KINDS or self.where not in WHERE:
+            raise BadInput(f"edit: {self.kind!r} at {self.where!r}: kinds are {', '.join(KINDS)}; positions are {', '.join(WHERE)}")
+        if self.where != "all" and self.start is None:
+            raise BadInput(f"edit: where {self.where!r} needs start, the prompt's number of tokens")
+        if (self.kind == "ablate") != (self.mean is not None):
+            raise BadInput("edit: mean ablation, and only it, needs the mean of the residual stream")
+        directions = np.atleast_2d(unit(self.directions))
+        coeffs, bound = np.atleast_1d(np.asarray(self.coeffs, dtype=float)), COEFF_MAX if self.kind == "add" else 1.0
+        if not (np.isfinite(coeffs).all() and abs(coeffs).max() <= bound + 1e-9):
+            raise BadInput(f"coeff {coeffs[np.argmax(abs(np.nan_to_num(coeffs, nan=np.inf)))]:g}: outside the grid of ±{bound:g}")
+        rows = max(len(coeffs), len(directions))
+        object.__setattr__(self, "directions", np.broadcast_to(directions, (rows, directions.shape[1])))
+        object.__setattr__(self, "coeffs", np.broadcast_to(coeffs, (rows,)))
+
+    def __len__(self) -> int:
+        return len(self.coeffs)
+
+
+class Hook:
+    """A forward hook of one block that applies an edit; remembers the sinks' bound of the pass that held position 0."""
+
+    def __init__(self, edit: Edit, block):
+        self.edit, self.limit = edit, None
+        dtype, device = next(block.parameters()).dtype, next(block.parameters()).device
+        self.w, self.coeffs = (torch.as_tensor(np.array(v), dtype=dtype, device=device) for v in (edit.directions, edit.coeffs))
+        self.mean = 0.0 if edit.mean is None else torch.as_tensor(edit.mean, dtype=dtype, device=device)
+        self.match = None if edit.match is None else torch.as_tensor(edit.match, device=device)
+
+    def __call__(self, block, args, kwargs, output):
+        hidden = output[0] if isinstance(output, tuple) else output
+        changed = self.apply(hidden, kwargs["position_ids"])
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    def apply(self, hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Edited `[row, position, d]`; a batch of one widens to the rows; rows with coeff 0 come out bit by bit as they were."""
+        edit = self.edit
+        where = torch.ones_like(positions, dtype=torch.bool)
+        if edit.where != "all":
+            where = positions < edit.start if edit.where == "prompt" else positions >= edit.start
+        if edit.kind == "add":
+            change = (self.coeffs * edit.scale)[:, None, None] * self.w[:, None] * where[..., None]
+            return torch.where((self.coeffs == 0)[:, None, None], hidden, hidden + change)
+        norms = hidden.float().norm(dim=-1)
+        if self.limit is None or (positions == 0).any():
+            self.limit = SINK * norms.median(dim=1, keepdim=True).values
+        where = where & (norms <= self.limit)
+        amount = torch.einsum("bnd,rd->rn" if len(hidden) == 1 else "rnd,rd->rn", hidden - self.mean, self.w.expand(max(len(hidden), len(self.w)), -1))
+        amount = self.coeffs[:, None] * amount * where
+        if self.match is not None:
+            energy = amount.float().square().sum(1)
+            amount = amount * (energy[self.match] / energy.clamp_min(1e-20)).sqrt()[:, None]
+        return torch.where((self.coeffs == 0)[:, None, None], hidden, hidden - amount[..., None] * self.w[:, None])
+
+
+def check_layer(model, layer: int) -> None:
+    """BadInput where the model has no such block."""
+    n_layers = len(model.get_decoder().layers)
+    if not 0 <= layer < n_layers:
+        raise BadInput(f"layer {layer}: out of range; the model has layers 0 to {n_layers - 1}")
+
+
+def hooks_of(model, edits: Mapping[int, Edit]) -> dict[int, Hook]:
+    """A hook a layer, each checked against the model."""
+    blocks, d_model = model.get_decoder().layers, model.get_decoder().config.hidden_size
+    for layer, edit in edits.items():
+        check_layer(model, layer)
+        if edit.directions.shape[1] != d_model:
+            raise BadInput(f"direction: has {edit.directions.shape[1]} numbers; the model's d_model is {d_model}")
+    return {layer: Hook(edit, blocks[layer]) for layer, edit in edits.items()}
+
+
+@contextmanager
+def attached(model, hooks: Mapping[int, Hook]):
+    """The hooks are on while the context is open; gone on leaving, also after an exception or interrupt."""
+    with ExitStack() as stack:
+        for layer, hook in hooks.items():
+            handle = model.get_decoder().layers[layer].register_forward_hook(hook, with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+def intervene(model, edits: Mapping[int, Edit]):
+    """A context in which one edit a layer is applied to whatever runs through the model."""
+    return attached(model, hooks_of(model, edits))
 
 
 def logits_of(model, hidden: torch.Tensor) -> torch.Tensor:
@@ -66,79 +144,56 @@ def logits_of(model, hidden: torch.Tensor) -> torch.Tensor:
     return cap * torch.tanh(logits / cap) if cap else logits
 
 
-@torch.inference_mode()
-def score_rows(model, texts: list[Encoded], layer: int, make_edit) -> np.ndarray:
-    """`[row, text]` log-probability per reply token of texts that share a prompt, for each row of an edit.
+def trie_states(model, trie) -> torch.Tensor:
+    """Final hidden states [row, node, d] of a trie in one forward, under whatever is hooked."""
+    return model.get_decoder()(
+        input_ids=torch.from_numpy(trie.tokens)[None].to(model.device), use_cache=False,
+        position_ids=torch.from_numpy(trie.depths)[None].to(model.device), attention_mask=attention_mask(model, trie))[0]
 
-    `make_edit(prompt_nodes)` gets a bool mask over the trie's nodes and returns the edit of block `layer`'s output.
-    """
+
+def log_probability(model, states: torch.Tensor, path: np.ndarray, text: Encoded) -> torch.Tensor:
+    """Mean log-probability per reply token of one text, from final states [node, d] of its trie."""
+    where, target = torch.from_numpy(path[text.start - 1:-1]), torch.tensor(text.ids[text.start:])
+    logits = logits_of(model, states[where.to(model.device)])
+    return (logits.gather(1, target.to(model.device)[:, None])[:, 0] - logits.logsumexp(-1)).mean()
+
+
+@torch.inference_mode()
+def score_rows(model, texts: list[Encoded], edits: Mapping[int, Edit]) -> np.ndarray:
+    """`[row, text]` log-probability per reply token of texts that share a prompt, for each row of the edits."""
     trie = build_trie([text.ids for text in texts])
-    prompt = torch.zeros(len(trie.tokens), dtype=torch.bool)
-    prompt[trie.paths[0][: texts[0].start]] = True
-    with edited(model, layer, make_edit(prompt.to(model.device))):
-        hidden = model.get_decoder()(
-            input_ids=torch.from_numpy(trie.tokens)[None].to(model.device), use_cache=False,
-            position_ids=torch.from_numpy(trie.depths)[None].to(model.device), attention_mask=attention_mask(model, trie))[0]
-    scores = np.zeros((len(hidden), len(texts)))
-    nodes = [torch.from_numpy(path[text.start - 1:-1]) for text, path in zip(texts, trie.paths, strict=True)]
-    targets = [torch.tensor(text.ids[text.start:]) for text in texts]
-    for row, states in enumerate(hidden):
-        for column, (where, target) in enumerate(zip(nodes, targets, strict=True)):
-            logp = logits_of(model, states[where.to(model.device)]).log_softmax(-1)
-            scores[row, column] = logp.gather(1, target.to(model.device)[:, None]).mean().item()
-    return scores
+    with intervene(model, edits):
+        hidden = trie_states(model, trie)
+    return np.array([[log_probability(model, states, path, text).item() for text, path in zip(texts, trie.paths, strict=True)]
+                     for states in hidden])
 
 
-@torch.inference_mode()
-def generate_steered(model, tokenizer, prompts: list[str], direction: np.ndarray, coeffs: list[float], layer: int,
-                     *, max_new_tokens: int, batch: int = 64):
-    """`(replies [coeff][prompt], log_ppl [coeff, prompt])`: greedy replies under steering at all positions.
+def first_order(model, texts: list[Encoded], layer: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """`(resid [node, d], gradient [text, node, d], prompt [node], replies [text, node])` of texts that share a prompt.
 
-    `log_ppl` is each reply's mean negative log-probability under the unsteered model.
+    The gradient of each text's log-probability per reply token with respect to the output of block `layer`: the effect of
+    a small edit is its inner product with it ("attribution patching", Nanda 2023), for any number of directions at the
+    price of one backward pass. The masks name the nodes an edit would change; sinks, which ablation spares, are in none.
     """
-    device, pad = model.device, tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
-    scale = mean_norm(model, ids, layer)
-    vector = torch.as_tensor(unit(direction) * scale, dtype=model.dtype, device=device)
-    jobs = [(coeff, prompt) for coeff in coeffs for prompt in range(len(prompts))]
-    replies, log_ppl = [], []
-    for first in tqdm(range(0, len(jobs), batch), desc="generating", unit="batch", mininterval=2):
-        part = jobs[first:first + batch]
-        width = max(len(ids[p]) for _, p in part)
-        tokens = torch.tensor([[pad] * (width - len(ids[p])) + ids[p] for _, p in part], device=device)
-        mask = torch.tensor([[0] * (width - len(ids[p])) + [1] * len(ids[p]) for _, p in part], device=device)
-        dose = torch.tensor([coeff for coeff, _ in part], dtype=model.dtype, device=device)[:, None, None]
-        with edited(model, layer, lambda hidden, dose=dose: hidden + dose * vector):
-            out = model.generate(input_ids=tokens, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad)
-        reply = out[:, width:]
-        full = torch.cat([mask, (reply != pad).long().cummin(1).values | (torch.arange(reply.shape[1], device=device) == 0)], 1)
-        log_ppl += mean_nll(model, out, full, width)
-        replies += tokenizer.batch_decode(reply, skip_special_tokens=True)
-    rows = [replies[i:i + len(prompts)] for i in range(0, len(replies), len(prompts))]
-    return rows, np.array(log_ppl).reshape(len(coeffs), len(prompts))
+    trie, kept = build_trie([text.ids for text in texts]), []
 
+    def widen(_, __, output):
+        hidden = output[0] if isinstance(output, tuple) else output
+        kept.append(hidden.detach().expand(len(texts), -1, -1).clone().requires_grad_())
+        return (kept[0], *output[1:]) if isinstance(output, tuple) else kept[0]
 
-def mean_norm(model, ids: list[list[int]], layer: int) -> float:
-    """Mean residual norm of block `layer`'s output over the prompts' tokens, sinks left out."""
-    norms = []
-
-    def note(hidden):
-        norms.append(hidden[0].float().norm(dim=-1))
-        return hidden
-
-    with edited(model, layer, note):
-        for sequence in ids:
-            model.get_decoder()(input_ids=torch.tensor([sequence], device=model.device), use_cache=False)
-    values = torch.cat(norms)
-    return values[values <= SINK * values.median()].mean().item()
-
-
-def mean_nll(model, tokens: torch.Tensor, mask: torch.Tensor, start: int) -> list[float]:
-    """Mean negative log-probability of the unmasked tokens from `start` on, per row, without any edit."""
-    positions = (mask.cumsum(1) - 1).clamp_min(0)
-    hidden = model.get_decoder()(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False)[0]
-    found = []
-    for states, row, kept in zip(hidden[:, start - 1:-1], tokens[:, start:], mask[:, start:].bool(), strict=True):
-        logp = logits_of(model, states).log_softmax(-1).gather(1, row[:, None])[:, 0]
-        found.append(-logp[kept].mean().item())
-    return found
+    handle = model.get_decoder().layers[layer].register_forward_hook(widen)
+    try:
+        with torch.enable_grad():
+            states = trie_states(model, trie)
+            total = sum(log_probability(model, row, path, text) for row, path, text in zip(states, trie.paths, texts, strict=True))
+            gradient = torch.autograd.grad(total, kept[0])[0].float().cpu().numpy()
+    finally:
+        handle.remove()
+    resid = kept[0].detach()[0].float().cpu().numpy()
+    norms = np.linalg.norm(resid, axis=1)
+    edited = norms <= SINK * np.median(norms)
+    replies = np.zeros((len(texts), len(resid)), dtype=bool)
+    for row, (text, path) in enumerate(zip(texts, trie.paths, strict=True)):
+        replies[row, path[text.start:]] = True
+    return resid, gradient, (trie.depths < texts[0].start) & edited, replies & edited

@@ -21,6 +21,8 @@ class Encoded:
 
 def prompt_text(tokenizer, template: str, scenario: str, *, instruction: str = "") -> str:
     """Everything before the response: the chat template's opening turns, or a plain frame for base models."""
+    if not scenario.strip():
+        raise BadInput("scenario: is empty; give the model something to answer")
     content = f"{scenario}\n\n{instruction}" if instruction else scenario
     if template == "plain":
         return (tokenizer.bos_token or "") + PLAIN.format(scenario=content)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import log
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 from sklearn.isotonic import IsotonicRegression
 
@@ -85,6 +86,38 @@ def repeated_4grams(text: str) -> float:
     return 1 - len(set(grams)) / len(grams) if len(grams) > 1 else 0.0
 
 
+def coherence(unsteered, quantiles=(0.025, 0.975)) -> tuple[tuple[float, float], float, float]:
+    """`(band, repeat_max, centre)` of unsteered replies (`texts [1][prompt]`, `log_ppl [1, prompt]`).
+
+    The band holds 95% of their log-perplexity ratios to their own geometric mean, `log_ppl − centre`.
+    """
+    values = unsteered.log_ppl[0]
+    low, high = np.quantile(values - values.mean(), quantiles)
+    repeats = [repeated_4grams(text) for text in unsteered.texts[0]]
+    return (float(low), float(high)), float(np.quantile(repeats, quantiles[1])), float(values.mean())
+
+
+def judged_coherent(replies, band: tuple[float, float], repeat_max: float, centre: float) -> np.ndarray:
+    """`[coeff, prompt]` bool of steered replies against what `coherence` found."""
+    repeats = np.array([[repeated_4grams(text) for text in row] for row in replies.texts])
+    return coherent(replies.log_ppl - centre, repeats, band, repeat_max)
+
+
+def dose_table(name: str, coeffs: np.ndarray, replies, band: tuple[float, float], repeat_max: float, centre: float) -> pd.DataFrame:
+    """One row a dose: `direction, coeff, coherent` (share), mean `log_ppl` (ratio to the unsteered mean), `repeated_4grams`."""
+    good = judged_coherent(replies, band, repeat_max, centre)
+    repeats = [np.mean([repeated_4grams(text) for text in row]) for row in replies.texts]
+    return pd.DataFrame({"direction": name, "coeff": coeffs, "coherent": good.mean(1), "log_ppl": (replies.log_ppl - centre).mean(1), "repeated_4grams": repeats})
+
+
+def largest_coherent(doses: pd.DataFrame, names: list[str], needed: float) -> float:
+    """The largest dose at which every one of the directions keeps the needed share coherent at it and at all smaller ones, both signs."""
+    rows = doses[doses.direction.isin(names)]
+    share = rows.groupby(rows.coeff.abs().round(6)).coherent.min().sort_index()
+    good = share[(share >= needed).cummin()]
+    return float(good.index.max()) if len(good) else 0.0
+
+
 def one_sided_range(coeffs: np.ndarray, share: np.ndarray, needed: float) -> tuple[float, bool]:
     """Largest coefficient ≥ 0 up to which the isotonic coherent share is `needed`, and whether the grid ended first."""
     fitted = IsotonicRegression(increasing=False, y_min=0, y_max=1).fit_transform(coeffs, share)
@@ -124,6 +157,8 @@ def steering_range(coeffs: np.ndarray, is_coherent: np.ndarray, needed: float) -
         return minus, plus
 
     n = is_coherent.shape[1]
+    if n < 2:
+        raise BadInput(f"bandwidth: {n} prompts; at least 2 are needed for a range with an interval")
     minus, plus = both(np.arange(n))
     left = np.array([sum(side[0] for side in both(np.delete(np.arange(n), i))) for i in range(n)])
     logs = np.log(left.clip(1e-3))

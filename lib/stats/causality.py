@@ -1,7 +1,9 @@
 """Causality: does removing a direction from the prompt's representation make empathic replies less likely?
 
 `D_s` is the change of log-probability per token of the empathic reply minus the same for the instrumental reply of the
-same scenario. The direction's mean `D` is ranked among those of random directions that disturb with equal energy.
+same scenario. (i) The direction's mean `D` is ranked among those of random directions that disturb with equal energy.
+(ii) With the direction removed everywhere, the slope of `D` on its own gap is compared with the slopes of controls.
+(iii) A judge rates free replies. PASS needs (i) or (ii), and (iii).
 """
 
 from dataclasses import dataclass, replace
@@ -11,6 +13,7 @@ import pandas as pd
 from scipy import stats
 
 from lib.params import Causality
+from lib.stats.response import Slope
 from lib.stats.ustat import MIN_CLUSTERS
 from lib.stats.verdicts import FAIL, INCONCLUSIVE, PASS, Result
 
@@ -41,52 +44,103 @@ class Effect:
     n: int
 
 
-def effect(d: np.ndarray) -> Effect:
-    """Effect of `d [scenario, row]`: row 0 the direction, the other rows random ones. One-sided: lower is worse."""
-    own, means = d[:, 0], d.mean(0)
-    n, spread = len(own), own.std(ddof=1)
+def effect(d: np.ndarray, random: np.ndarray | None = None) -> Effect:
+    """Effect of `d [scenario]` against means `random [row]`; or of `d [scenario, row]`, whose rows after the first are
+    the random ones. One-sided: lower is worse."""
+    own, means = (d, random) if random is not None else (d[:, 0], d[:, 1:].mean(0))
+    n, spread, mean = len(own), own.std(ddof=1), own.mean()
     half = stats.t.ppf(0.975, n - 1) * spread / np.sqrt(n)
-    p = (1 + (means[1:] <= means[0]).sum()) / len(means)
-    return Effect(float(means[0]), float(means[0] - half), float(means[0] + half), float(means[0] / spread) if spread else 0.0,
-                  float(p), means[1:], n)
+    p = (1 + (means <= mean).sum()) / (1 + len(means))
+    return Effect(float(mean), float(mean - half), float(mean + half), float(mean / spread) if spread else 0.0, float(p), means, n)
 
 
-def causality(effects: dict[str, Effect], *, thresholds: Causality, model_id: str, layer: int, seed: int,
-              cost: float, cost_band: float, n_clusters: int | None = None,
-              judged_d_z: float | None = None) -> tuple[Result, pd.DataFrame]:
-    """`(result, table)` over directions; the headline is the direction with the smallest p (Bonferroni over them).
+def joint_p(effects: dict[str, Effect]) -> tuple[str, float]:
+    """`(direction, p)` of the most extreme direction, corrected for having looked at all.
+
+    Each mean is put in standard units of its random directions; the smallest is ranked among the smallest of tuples of
+    random ones. Tuples pair different random directions, as if the tests were independent, which is the strictest case.
+    """
+    own = {name: (e.mean - e.random.mean()) / (e.random.std() or 1.0) for name, e in effects.items()}
+    null = np.stack([np.roll((e.random - e.random.mean()) / (e.random.std() or 1.0), i) for i, e in enumerate(effects.values())])
+    best = min(own, key=own.get)
+    return best, float((1 + (null.min(0) <= own[best]).sum()) / (1 + null.shape[1]))
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Standardised change `d_z` of the judged style under ablation, over `n` scenarios."""
+
+    d_z: float
+    n: int
+
+    @classmethod
+    def of(cls, change: np.ndarray) -> "Judged":
+        """From each scenario's change of its rating; no variation at all counts as no effect."""
+        spread = change.std(ddof=1)
+        return cls(float(change.mean() / spread) if spread else 0.0, len(change))
+
+
+def equivalent(d_z: float, n: int, bound: float) -> bool:
+    """Whether the 90% interval of a standardised effect lies within ±bound."""
+    return abs(d_z) + stats.t.ppf(0.95, n - 1) / np.sqrt(n) < bound
+
+
+def causality(effects: dict[str, Effect], *, thresholds: Causality, model_id: str, layer: int, seed: int, cost: float,
+              cost_band: float, n_clusters: int | None = None, slopes: dict[str, Slope] | None = None, judged: Judged | None = None) -> tuple[Result, pd.DataFrame]:
+    """`(result, table)` over directions; the headline is the direction that stands out most, corrected for the others.
 
     `cost` is the rise of cross-entropy on neutral replies under the ablation; beyond `cost_band` an effect does not count.
     `n_clusters` scenario clusters lie behind directions and tests; too few of them, and there is no number, only a reason.
-    `judged_d_z` is the judge's effect on free generations; without it the verdict is at most INCONCLUSIVE (`LL-only`).
+    `judged` is the judge's effect on free replies; without it the verdict is at most INCONCLUSIVE (`LL-only`).
     """
+    slopes = slopes or {}
     table = pd.DataFrame([{"direction": name, "D": e.mean, "ci_low": e.ci_low, "ci_high": e.ci_high, "d_z": e.d_z, "p": e.p,
                            "random_low": np.quantile(e.random, 0.025), "random_high": np.quantile(e.random, 0.975), "n": e.n}
                           for name, e in effects.items()])
-    best = min(effects, key=lambda name: (effects[name].p, effects[name].mean))
-    chosen = effects[best]
-    p = min(1.0, chosen.p * len(effects))
-    sd = (chosen.ci_high - chosen.ci_low) / (2 * stats.t.ppf(0.975, chosen.n - 1)) * np.sqrt(chosen.n)
-    half = stats.t.ppf(0.95, chosen.n - 1) / np.sqrt(chosen.n)
-    flags = () if judged_d_z is not None else ("LL-only",)
+    best, p = joint_p(effects)
+    p_slope = min(1.0, len(slopes) * min(slope.p for slope in slopes.values())) if slopes else 1.0
+    chosen, shown = effects[best], min(p, p_slope)
+    lowers = min(p, p_slope) <= thresholds.p_max
+    flags = () if judged is not None else ("LL-only",)
     if cost > cost_band:
         verdict, reason, flags = INCONCLUSIVE, "the ablation leaves the coherent range on neutral texts", (*flags, "INCOHERENT")
-    elif p <= thresholds.p_max and judged_d_z is not None and judged_d_z <= thresholds.d_z_max:
+    elif lowers and judged is not None and judged.d_z <= thresholds.d_z_max:
         verdict, reason = PASS, "ablation lowers empathic replies more than random directions do, and the judge sees it"
-    elif judged_d_z is not None and all(abs(e.d_z) + half < thresholds.equivalence for e in effects.values()):
+    elif judged is not None and equivalent(judged.d_z, judged.n, thresholds.equivalence) \
+            and all(equivalent(e.d_z, e.n, thresholds.equivalence) for e in effects.values()):
         verdict, reason = FAIL, "no direction changes empathic replies by more than the equivalence bound"
     else:
-        lowered = "lowers" if p <= thresholds.p_max else "does not lower"
-        reason = f"ablation {lowered} the empathic replies' likelihood beyond random directions; " + (
-            "no judge rated free replies" if judged_d_z is None else f"judged d_z = {judged_d_z:.2f}")
+        reason = f"ablation {'lowers' if lowers else 'does not lower'} the empathic replies' likelihood beyond random directions; " + (
+            "no judge rated free replies" if judged is None else f"judged d_z = {judged.d_z:.2f}")
         verdict = INCONCLUSIVE
+    sd = (chosen.ci_high - chosen.ci_low) / (2 * stats.t.ppf(0.975, chosen.n - 1)) * np.sqrt(chosen.n)
     result = Result(
         criterion="causality", model_id=model_id, layer=layer, metric=f"D, prompt-only ablation of {best}",
         literal_value=chosen.mean, literal_verdict=PASS if chosen.mean < 0 else FAIL, verdict=verdict, reason=reason, flags=flags,
-        estimate=chosen.mean, ci_low=chosen.ci_low, ci_high=chosen.ci_high, p=p, n=chosen.n, n_clusters=chosen.n, seed=seed,
+        estimate=chosen.mean, ci_low=chosen.ci_low, ci_high=chosen.ci_high, p=shown, n=chosen.n, n_clusters=chosen.n, seed=seed,
         null=f"{len(chosen.random)} random directions of equal energy",
-        power=f"|D| of {2.8 * sd / np.sqrt(chosen.n):.3f} nats per token would have been detected with 80% power")
+        power=f"|D| of {max(2.8 * sd / np.sqrt(chosen.n), abs(np.quantile(chosen.random, 0.005))):.3f} nats per token would have been detected with 80% power")
     if n_clusters is not None and n_clusters < MIN_CLUSTERS:
         result = replace(result, verdict=INCONCLUSIVE, reason=f"texts: {n_clusters} scenario clusters; at least {MIN_CLUSTERS} are needed",
                          literal_value=None, literal_verdict=INCONCLUSIVE, estimate=None, ci_low=None, ci_high=None, p=None, power="", n_clusters=n_clusters)
     return result, table
+
+
+def selectivity(change: np.ndarray) -> pd.DataFrame:
+    """How much more each of three edits moves its own style than the other two, from `change [scenario, 3, 3]`.
+
+    Rows are edits, columns styles in the same order; `own − others` per scenario, with its t interval.
+    """
+    n, rows = len(change), []
+    for i in range(3):
+        own = change[:, i, i] - np.delete(change[:, i], i, axis=1).mean(1)
+        half = stats.t.ppf(0.975, n - 1) * own.std(ddof=1) / np.sqrt(n)
+        rows.append({"own_minus_others": own.mean(), "ci_low": own.mean() - half, "ci_high": own.mean() + half})
+    return pd.DataFrame(rows)
+
+
+def monitoring(projection: np.ndarray, rating: np.ndarray) -> dict[str, float]:
+    """Correlation of the prompt's projection with the judged style of the reply, with Fisher's interval and n."""
+    r, n = float(np.corrcoef(projection, rating)[0, 1]), len(rating)
+    half = stats.norm.ppf(0.975) / np.sqrt(max(n - 3, 1))
+    return {"r": r, "ci_low": float(np.tanh(np.arctanh(r) - half)), "ci_high": float(np.tanh(np.arctanh(r) + half)), "n": n}
