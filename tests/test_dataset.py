@@ -2,19 +2,62 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from lib.errors import BadInput
 from lib.text import dataset as ds
+from lib.text import ratings
+from lib.text.clusters import scenario_cosines
 
 
 def test_bundled_set_is_complete(bundled):
     empathy = bundled[bundled.condition == "empathy"]
-    assert set(empathy.context) == set(ds.CONTEXTS) and empathy.scenario_id.nunique() >= 36
-    assert (empathy.groupby("scenario_id").size() == 6).all()
-    counts = bundled.groupby("condition").apply(lambda rows: rows.scenario_id.nunique(), include_groups=False)
-    assert counts.valence_stripped == empathy.scenario_id.nunique() and counts.non_empathy >= 24 and counts.formality >= 36
+    assert set(empathy.context) == set(ds.CONTEXTS) and (empathy.groupby("scenario_id").size() == 6).all()
+    counts = bundled.groupby(["condition", "register"]).scenario_id.nunique()
+    assert counts.to_dict() == {("empathy", "plain"): 90, ("empathy", "counter"): 90, ("valence_stripped", "plain"): 90,
+                                ("valence_stripped", "counter"): 30, ("non_empathy", "plain"): 60, ("non_empathy", "counter"): 30,
+                                ("formality", "plain"): 90}
+    raw = json.loads((ds.BUNDLED / "triplets_raw.json").read_text())["triplets"]
+    assert len(raw) >= 130 and sum(record["status"] == "kept" for record in raw) == 90
+    assert all(record["reason"] for record in raw if record["status"] != "kept")
+
+
+def test_no_two_scenarios_are_near_duplicates(bundled):
+    each = bundled[bundled.condition != "valence_stripped"].drop_duplicates("scenario_id")
+    cosines = scenario_cosines(list(each.scenario))
+    assert cosines[~np.eye(len(each), dtype=bool)].max() <= 0.4
+
+
+def test_a_fifth_of_the_counter_texts_was_never_edited_against_a_score(bundled):
+    free = bundled[bundled.untouched]
+    assert set(free.register) == {"counter"} and free.scenario_id.nunique() >= 18
+    assert len(free) == 3 * free.scenario_id.nunique()
+
+
+def test_blind_ratings_belong_to_these_texts(bundled):
+    """Two raters or more on every empathy text as it stands now, one text of a scenario each; the targets of the data sheet hold."""
+    judged = ratings.read_ratings()
+    table = ratings.summary(judged, bundled).set_index("register")
+    assert (table.texts == 270).all() and (table.stale == 0).all() and (table.kappa_key >= 0.95).all()
+    assert table.naturalness["plain"] >= 4.2 and table.naturalness["counter"] >= 3.7 and (table.naturalness_lowest >= 3).all()
+    assert judged.groupby("text_id").rater.nunique().min() >= 2
+    assert not judged.assign(scenario=judged.text_id.str.split("/").str[1]).duplicated(["rater", "scenario"]).any()
+
+
+def test_a_changed_text_makes_its_ratings_stale(bundled):
+    row = bundled.index[bundled.condition == "empathy"][0]
+    changed = bundled.assign(response=bundled.response.where(bundled.index != row, "Something else."))
+    before, after = (ratings.summary(ratings.read_ratings(), each).set_index("register").loc["plain"] for each in (bundled, changed))
+    assert after.texts == before.texts - 1 and after.stale == 2
+
+
+@pytest.mark.parametrize(("old", "new", "said"), [("naturalness", "nature", "columns"), (",4\n", ",9\n", "naturalness"), (",cognitive,", ",warm,", "answer")])
+def test_bad_ratings_are_named(tmp_path, old, new, said):
+    (tmp_path / "ratings.csv").write_text(ratings.RATINGS.read_text().replace(old, new, 1))
+    with pytest.raises(BadInput, match=said):
+        ratings.read_ratings(tmp_path / "ratings.csv")
 
 
 def test_bundled_lengths_and_strata(bundled):

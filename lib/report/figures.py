@@ -36,7 +36,7 @@ def error_bars(table: pd.DataFrame, value: str) -> dict:
 
 def leakage_figure(best: pd.DataFrame, thresholds) -> go.Figure:
     """Best lexical baseline per pair of the empathy texts, within and across registers."""
-    rows = best[(best.condition == "empathy") & (best.evaluation != "transfer")]
+    rows = best[(best.condition == "empathy") & ~best.evaluation.str.startswith("transfer")]
     figure = go.Figure()
     for pair, part in rows.groupby("pair", sort=False):
         figure.add_scatter(x=part.evaluation, y=part.auroc, mode="markers", name=pair, error_y=error_bars(part, "auroc"),

@@ -22,7 +22,7 @@ from lib.text.features import Logistic, NaiveBayes, document_frequency, family, 
 
 EMPATHY = {"C/A": ("cognitive", "affective"), "C/I": ("cognitive", "instrumental"), "A/I": ("affective", "instrumental")}
 MIN_SCENARIOS = 10
-UNTOUCHED = "transfer, untouched"
+UNTOUCHED = "untouched"
 EMPTY = {"table": "condition pair evaluation baseline auroc ci_low ci_high n",
          "best": "condition pair evaluation baseline auroc ci_low ci_high n", "ngrams": "condition pair register side ngram weight"}
 
@@ -30,8 +30,8 @@ EMPTY = {"table": "condition pair evaluation baseline auroc ci_low ci_high n",
 @dataclass(frozen=True)
 class LeakageReport:
     """`table`: every baseline; `best`: the strongest per condition, pair and evaluation, "transfer" being the lesser
-    of the two directions; `ngrams`: heaviest n-grams; `clusters`: near-duplicate scenarios; `strata`: counts. Transfer to the
-    texts never edited against a score, by the same classifiers, is the evaluation "transfer, untouched"."""
+    of the two directions; `ngrams`: heaviest n-grams; `clusters`: near-duplicate scenarios; `strata`: counts. The same
+    classifiers tested on the scenarios never edited against a score alone are the evaluations "…, untouched"."""
 
     table: pd.DataFrame
     best: pd.DataFrame
@@ -120,12 +120,13 @@ def audit_design(rows: pd.DataFrame, design: Design, *, token_ids: Sequence | No
         found["transfer"] = weakest([found[name] for name in across])
         n["transfer"] = np.min([n[name] for name in across], axis=0)
         if "untouched" in rows and (own := untouched(rows, design)) is not None:
-            found[UNTOUCHED] = weakest([areas(scores, own, d) for d in own.directions])
-            n[UNTOUCHED] = [min(len(own.rows(register, c)) for _, register in own.directions) for c in range(len(own.contrasts))]
+            apart = {f"{own.name(d)}, {UNTOUCHED}": areas(scores, own, d) for d in own.directions}
+            found |= apart | {f"transfer, {UNTOUCHED}": weakest(list(apart.values()))}
+            n |= {name: [len(own.rows(0, c)) for c in range(len(own.contrasts))] for name in (*apart, f"transfer, {UNTOUCHED}")}
     table = pd.concat([tidy(each, names, design, n[name]).assign(evaluation=name) for name, each in found.items()])
     table = table[["pair", "evaluation", "baseline", "auroc", "ci_low", "ci_high", "n"]].reset_index(drop=True)
     best = table.loc[table.groupby(["evaluation", "pair"], sort=False)["auroc"].idxmax()].reset_index(drop=True)
-    return table[~table["evaluation"].isin(["transfer", UNTOUCHED])].reset_index(drop=True), best
+    return table[~table["evaluation"].str.startswith("transfer")].reset_index(drop=True), best
 
 
 def untouched(rows: pd.DataFrame, design: Design) -> Design | None:
