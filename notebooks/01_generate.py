@@ -90,7 +90,7 @@ if report and len(report.best):
 # %%
 if report:
     display(report.ngrams.head(15), report.strata.head(20))
-    print("LEAKY:" if report.leaky else "not leaky:", report.reason)
+    print({True: "LEAKY:", False: "not leaky:" if len(report.best) else ""}[report.leaky], report.reason)
 
 # %% [markdown]
 # ## Checks and save
