@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import secrets
 import signal
 import socket
@@ -131,20 +130,21 @@ def open_card(page, lab: Lab, name: str):
     page.goto(lab.url(name))
     page.locator(".jp-Notebook").first.wait_for(timeout=60_000)
     page.get_by_text("Python 3", exact=False).first.wait_for()
-    run_all(page, lab, name)
+    run_all(page)
     return focus(page)
 
 
-def run_all(page, lab: Lab, name: str) -> None:
-    """Run all cells by the menu, and wait until the kernel has run the last one."""
+def run_all(page) -> None:
+    """Run all cells by the menu, in a kernel that has run none yet."""
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    page.wait_for_timeout(1000)
-    for _ in range(600):
-        if page.locator(".jp-CodeCell").last.get_by_text(re.compile(r"\[\d+\]:")).count():
-            return
-        page.wait_for_timeout(200)
-    raise AssertionError("the notebook did not run to its end")
+    ended(page)
+
+
+def ended(page) -> None:
+    """Wait until the last cell has run, so that what follows meets an idle kernel."""
+    page.locator(".jp-Notebook .jp-InputPrompt").filter(has_text="*").first.wait_for(state="attached", timeout=20_000)
+    page.wait_for_function("![...document.querySelectorAll('.jp-Notebook .jp-InputPrompt')].some(node => node.textContent.includes('*'))", timeout=180_000)
 
 
 def focus(page):
@@ -178,7 +178,10 @@ def undisturbed(lab: Lab):
         for thread in threads:
             with suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, thread, value)
-    priority(-10)
+        for process in processes:  # where Linux shares the processor out by session, that is what counts
+            with suppress(OSError):
+                Path(f"/proc/{process.pid}/autogroup").write_text(str(value))
+    priority(-20)
     try:
         yield
     finally:

@@ -99,7 +99,7 @@ function render({ model, el }) {
   function unanswered() {
     silent = true; pending = ""; queue = [];
     saved.textContent = "not confirmed";
-    alarm.textContent = "The kernel does not answer, so the last key is not confirmed as saved. Wait, or run the cell again; the card goes on from the journal.";
+    alarm.textContent = "The kernel does not answer, so the last key is not confirmed as saved. Wait while it works; if it was restarted, reload this page and run the cell again. The card goes on from the journal.";
     alarm.hidden = false;
   }
 

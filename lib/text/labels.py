@@ -206,7 +206,7 @@ class Journal:
         if self.path in Journal._held:
             Journal._held[self.path].close()
         self._file = None
-        self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
+        self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), thread_local=False)
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
