@@ -32,7 +32,7 @@ from lib.store import Study
 # %% tags=["parameters"]
 study: str = "smollm2-135m"  # name of the study: a file in params/
 n_prompts: int = 3  # prompts a context steered at every dose
-n_calibration: int = 15  # prompts answered unsteered, for the coherence band
+n_calibration: int = 15  # further prompts answered unsteered, for the coherence band
 coeffs: list = [-0.6, -0.4, -0.2, -0.1, 0.0, 0.1, 0.2, 0.4, 0.6]  # steering doses, in residual norms
 max_new_tokens: int = 24  # length of a steered reply, in tokens
 seed: int = 0  # seed of the matched subset
@@ -108,18 +108,19 @@ asked = [id_ for _, ids in context_of.groupby(context_of) for id_ in spread(list
 direction = {name: unit(rows.mean(0), name) for name, rows in effect.items()}
 
 # %%
-calibration, grid = prompts_of(spread(list(context_of.index), n_calibration)), np.array(coeffs)
+calibration, grid = prompts_of(spread([id_ for id_ in context_of.index if id_ not in asked], n_calibration)), np.array(coeffs)
 scale = steering.mean_norm(model, tokenizer, calibration, layer)
-unsteered = steering.generate(model, tokenizer, calibration, lambda start: {}, max_new_tokens=max_new_tokens)
-band, repeat_max, centre = bw.coherence(unsteered)
-print(f"unsteered log-perplexity ratios [{band[0]:+.2f}, {band[1]:+.2f}], repeated 4-grams up to {repeat_max:.2f}")
-
-# %%
 def sweep_of(name):
     edits = {layer: Edit(kind="add", directions=direction[name], coeffs=grid, scale=scale)}
     return steering.generate(model, tokenizer, prompts_of(asked), lambda start: edits, max_new_tokens=max_new_tokens)
 
 sweep = {name: sweep_of(name) for name in direction}
+more = steering.generate(model, tokenizer, calibration, lambda start: {}, max_new_tokens=max_new_tokens)
+own = [made.rows([coeffs.index(0.0)]) for made in list(sweep.values())[:1]]  # dose 0: unsteered replies too
+band, repeat_max, centre = bw.coherence(steering.joined([more, *own]))
+print(f"unsteered log-perplexity ratios [{band[0]:+.2f}, {band[1]:+.2f}], repeated 4-grams up to {repeat_max:.2f}")
+
+# %%
 good = {name: bw.judged_coherent(made, band, repeat_max, centre) for name, made in sweep.items()}
 ranges = {name: bw.steering_range(grid, found, thresholds.coherent_share) for name, found in good.items()}
 doses = pd.concat([bw.dose_table(name, grid, made, band, repeat_max, centre) for name, made in sweep.items()], ignore_index=True)

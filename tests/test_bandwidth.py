@@ -17,7 +17,7 @@ from lib.stats.bandwidth import (
     repeated_4grams,
     steering_range,
 )
-from lib.stats.contexts import active_latents, log_bandwidth, meaning, parallel_analysis, transfer, validation
+from lib.stats.contexts import active_latents, falling, log_bandwidth, meaning, parallel_analysis, transfer, validation
 
 THRESHOLDS = load_params("tiny").thresholds.bandwidth
 
@@ -26,19 +26,9 @@ def sample(spectrum, n, rng):
     return rng.standard_normal((n, len(spectrum))) * np.sqrt(spectrum) + 3.0
 
 
-def decay_of(pr, d=576):
-    """The decay k^−a whose participation ratio is `pr`."""
-    low, high = 0.0, 3.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        spectrum = np.arange(1, d + 1.0) ** -middle
-        low, high = (middle, high) if spectrum.sum() ** 2 / np.square(spectrum).sum() > pr else (low, middle)
-    return middle
-
-
 @pytest.mark.parametrize("truth", [41, 302])
 def test_participation_ratio_is_unbiased_at_n_90(truth):
-    spectrum = np.arange(1, 577.0) ** -decay_of(truth)
+    spectrum = falling(truth, 576)
     rng = np.random.default_rng(0)
     found = [effective_dimension(sample(spectrum, 90, rng)).pr for _ in range(40)]
     assert np.mean(found) == pytest.approx(truth, rel=0.10)

@@ -13,6 +13,7 @@ import pytest
 
 from lib.stages import STAGES
 from tests.conftest import ROOT, run
+from tests.loopback import serve
 from tests.test_local import BLOCK
 
 pytestmark = pytest.mark.study
@@ -128,6 +129,19 @@ def test_other_peoples_texts(seed_schema, tmp_path):
 def test_a_missing_key_is_one_line(outputs):
     done = run("01_generate", "--study", "tiny", "--set", "01_generate.generate=true", ANTHROPIC_API_KEY="")
     assert done.returncode == 2 and "ANTHROPIC_API_KEY" in done.stderr.strip().splitlines()[-1]
+
+
+def test_free_replies_are_judged_through_the_api(outputs_copy, tmp_path):
+    """With a key, causality has a judged effect, controls and a monitoring correlation; a rerun pays nothing."""
+    with serve(prices={"claude-haiku-4-5": (1.0, 5.0)}) as server:
+        settings = [f"--set=08_causality.{change}" for change in ("judge=true", "n_judged=6", "batches=false")]
+        environment = {"EMPATHY_OUTPUTS": str(outputs_copy), "EMPATHY_PAID": str(tmp_path / "paid"), "ANTHROPIC_API_KEY": "sk-good-1", "ANTHROPIC_BASE_URL": server.url}
+        done = run("08_causality", "--study", "tiny", *settings, **environment)
+        assert done.returncode == 0, done.stderr[-2000:]
+        judged, paid = metrics(outputs_copy / "tiny")["causality"], len(server.paid())
+        assert run("08_causality", "--study", "tiny", *settings, "--force", **environment).returncode == 0 and len(server.paid()) == paid == 24
+    assert judged["judge"]["n"] == 6 and set(judged["judge"]["monitoring"]) == {"cognitive", "affective"}
+    assert "LL-only" not in judged["results"][0]["flags"]
 
 
 @pytest.mark.browser

@@ -98,6 +98,16 @@ class Replies:
     texts: list[list[str]]
     log_ppl: np.ndarray
 
+    def rows(self, which: list[int]) -> "Replies":
+        """Some of the rows."""
+        return Replies([self.texts[row] for row in which], self.log_ppl[which])
+
+
+def joined(parts: list[Replies]) -> Replies:
+    """The same rows for the prompts of all parts."""
+    return Replies([[text for row in rows for text in row] for rows in zip(*(part.texts for part in parts), strict=True)],
+                   np.concatenate([part.log_ppl for part in parts], axis=1))
+
 
 @torch.inference_mode()
 def log_ppl(model, ids: list[int], replies: list[list[int]]) -> list[float]:

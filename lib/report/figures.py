@@ -111,7 +111,7 @@ def matrix_figure(values: np.ndarray, rows: list[str], columns: list[str], title
     figure = go.Figure(go.Heatmap(z=values, x=columns, y=rows, colorscale="RdBu" if symmetric else "Viridis", texttemplate="%{z:.3f}",
                                   zmin=-bound if symmetric else 0, zmax=bound))
     figure.update_yaxes(autorange="reversed")
-    return styled(figure, title, height=340)
+    return styled(figure, title, height=max(340, 130 + 36 * len(rows)))
 
 
 def causality_figure(table: pd.DataFrame) -> go.Figure:
@@ -128,7 +128,7 @@ def causality_figure(table: pd.DataFrame) -> go.Figure:
 
 def dose_figure(doses: pd.DataFrame, band: tuple[float, float], needed: float) -> go.Figure:
     """Share of coherent replies and their log-perplexity over steering doses, with the unsteered band."""
-    figure = make_subplots(1, 2, subplot_titles=["coherent replies", "log-perplexity (band: unsteered)"], horizontal_spacing=0.1)
+    figure = make_subplots(1, 2, subplot_titles=["coherent replies", "log-perplexity ratio (band: unsteered)"], horizontal_spacing=0.1)
     for name, part in doses.groupby("direction", sort=False):
         line = {"color": COLOURS.get(name)}
         figure.add_scatter(x=part.coeff, y=part.coherent, name=name, line=line, legendgroup=name, row=1, col=1)

@@ -86,12 +86,14 @@ def parts_of(one: Collected, thresholds) -> list[dict]:
     if effects is not None:
         found.append(part(one.headline("causality"), QUESTIONS["causality"], figures.causality_figure(effects),
                           "Effect of each ablated direction beside the band of random directions of equal energy."))
+    found += intervention_parts(one, thresholds)
     metrics, contexts = one.json("bandwidth/metrics.json"), one.table("bandwidth/contexts.csv")
     if doses is not None and len(doses) and metrics:
         found.append(part(one.headline("bandwidth"), QUESTIONS["bandwidth"], figures.dose_figure(doses, metrics["band"], thresholds.bandwidth.coherent_share),
                           "Share of coherent replies and log-perplexity over steering doses."))
     if contexts is not None and "pr" in contexts and contexts["pr"].notna().any():
-        found.append(part(None, "Effective dimension by context", figures.contexts_figure(contexts), "Participation ratio of the empathy effect in each context."))
+        found.append(part(None, "Effective dimension by context", figures.contexts_figure(contexts), "Participation ratio of the empathy effect in each context.")
+                     | ({"text": " ".join(contexts.meaning.dropna())} if "meaning" in contexts else {}))
     leakage = one.table("dataset/raw/leakage_best.csv")
     if leakage is not None and len(leakage):
         found.append(part(None, "Do words alone give the types away?", figures.leakage_figure(leakage, thresholds.probes),
@@ -137,6 +139,26 @@ def probe_parts(one: Collected, baselines, thresholds) -> list[dict]:
         said = part(None, "Would more triplets decide it?", probe_figures.learning_figure(learning, baselines, thresholds.probes.fail_transfer),
                     "Transfer AUROC with its interval against the number of scenario clusters, beside the best lexical baseline.")
         found.append(said | {"text": " ".join(f"{row['metric'].split()[0]}, {row['verdict']}: {row['power']}." for row in rows)})
+    return found
+
+
+def intervention_parts(one: Collected, thresholds) -> list[dict]:
+    """What edits do besides the headline: selectivity with its cost, and the doses with the coherence band."""
+    found, metrics = [], one.json("causality/metrics.json") or {}
+    matrix, doses = one.table("causality/selectivity.csv"), one.table("causality/doses.csv")
+    if matrix is not None:
+        control = metrics.get("positive_control", {})
+        said = ("Positive control: formality steering moves formality inside the coherent range. " if control.get("shown")
+                else "The method's sensitivity was not shown on this model: formality steering did not move formality inside the coherent range. ")
+        monitored = (metrics.get("judge") or {}).get("monitoring")
+        said += ("Monitoring, projection of the prompt against the judged style: " + "; ".join(f"{name} r = {v['r']:.2f} [{v['ci_low']:.2f}, {v['ci_high']:.2f}]" for name, v in monitored.items())
+                 if monitored else "Monitoring was not measured: it needs a judge") + "."
+        values, columns = matrix[["cognitive", "affective", "instrumental", "cost"]], ["cognitive", "affective", "instrumental", "cost on neutral text"]
+        found.append(part(None, "Does an edit move its own type, and at what cost?", figures.matrix_figure(values.to_numpy(), list(matrix.edit), columns, "Change of log-probability per token under each edit"),
+                          "Change of each type's log-probability under ablating, adding and asking for each type, with the cost in cross-entropy.") | {"text": said})
+    if doses is not None and metrics.get("band"):
+        found.append(part(None, "Doses of each direction", figures.dose_figure(doses, metrics["band"], thresholds.bandwidth.coherent_share),
+                          "Share of coherent replies and log-perplexity ratio over doses of the Cognitive, Affective and formality directions."))
     return found
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 from scipy import stats
+from scipy.optimize import brentq
 
 from lib.stats.bandwidth import Dimension, Range, effective_dimension, steering_range
 
@@ -71,12 +72,20 @@ def active_latents(latents: np.ndarray) -> tuple[float, int]:
     return (float(power.sum() ** 2 / np.square(power).sum()) if power.any() else 0.0), active
 
 
+def falling(pr: float, d: int) -> np.ndarray:
+    """Variances k^−a along d axes whose participation ratio is `pr`."""
+    def ratio(decay: float) -> float:
+        spectrum = np.arange(1, d + 1.0) ** -decay
+        return spectrum.sum() ** 2 / np.square(spectrum).sum()
+
+    return np.arange(1, d + 1.0) ** -brentq(lambda decay: ratio(decay) - pr, 0, 3)
+
+
 def validation(coeffs: np.ndarray, needed: float, *, n: int, d_model: int, seed: int) -> pd.DataFrame:
     """The same code on planted data: effective dimension, parallel analysis and range against what was planted."""
     rng, rows = np.random.default_rng(seed), []
-    for decay in (0.7, 0.25):
-        spectrum = np.arange(1, d_model + 1.0) ** -decay
-        truth = spectrum.sum() ** 2 / np.square(spectrum).sum()
+    for truth in (41, 302):
+        spectrum = falling(truth, d_model)
         found = effective_dimension(rng.standard_normal((n, d_model)) * np.sqrt(spectrum) + 1)
         rows.append(("participation ratio", truth, found.pr, *found.interval))
     for k in (0, 3):
