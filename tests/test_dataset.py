@@ -50,7 +50,7 @@ def test_a_changed_text_makes_its_ratings_stale(bundled):
     row = bundled.index[bundled.condition == "empathy"][0]
     changed = bundled.assign(response=bundled.response.where(bundled.index != row, "Something else."))
     before, after = (ratings.summary(ratings.read_ratings(), each).set_index("register").loc["plain"] for each in (bundled, changed))
-    assert after.texts == before.texts - 1 and after.stale == 2
+    assert after.texts == before.texts - 1 and after.stale == (ratings.read_ratings().text_id == bundled.text_id[row]).sum() >= 2
 
 
 @pytest.mark.parametrize(("old", "new", "said"), [("naturalness", "nature", "columns"), (",4\n", ",9\n", "naturalness"), (",cognitive,", ",warm,", "answer")])
