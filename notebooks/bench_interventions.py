@@ -37,7 +37,7 @@ from lib.store import to_json, versions, write_atomic
 study: str = "smollm2-135m"  # name of the study whose model is used
 n_doses: int = 25  # steering doses
 n_prompts: int = 8  # prompts steered at every dose
-max_new_tokens: int = 16  # length of a reply, in tokens
+max_new_tokens: int = 24  # length of a reply, in tokens
 n_alone: int = 200  # of all doses × prompts, how many are also run one by one, evenly spread
 n_rows: int = 25  # doses and random directions of the teacher-forced sweep, each
 n_rows_alone: int = 50  # of these rows, how many are also run one by one
@@ -71,7 +71,8 @@ def clocked(run):
 # %%
 def batched():
     edits = {layer: Edit(kind="add", directions=direction, coeffs=doses, scale=scale)}
-    return [steering.greedy(model, tokenizer, steering.prompt_ids(model, tokenizer, prompt, max_new_tokens=max_new_tokens), edits, max_new_tokens=max_new_tokens) for prompt in asked]
+    ids = [steering.prompt_ids(model, tokenizer, prompt, max_new_tokens=max_new_tokens) for prompt in asked]
+    return steering.greedy(model, tokenizer, ids, lambda start: edits, max_new_tokens=max_new_tokens)
 
 @torch.inference_mode()
 def alone(prompt, dose):
@@ -82,7 +83,7 @@ def alone(prompt, dose):
 
 jobs = [(p, d) for p in range(len(asked)) for d in range(n_doses)]
 some = [jobs[i * len(jobs) // n_alone] for i in range(min(n_alone, len(jobs)))]
-alone(asked[0], 0.0), steering.greedy(model, tokenizer, [1, 2, 3], {}, max_new_tokens=2)  # warm
+alone(asked[0], 0.0), steering.greedy(model, tokenizer, [[1, 2, 3]], lambda start: {}, max_new_tokens=2)  # warm
 
 # %%
 ours, ours_cpu, ours_wall = clocked(batched)

@@ -167,11 +167,11 @@ def test_batched_replies_equal_one_by_one(smol):
     direction, coeffs = np.random.default_rng(0).standard_normal(576), np.array([0.0, 0.3, 0.0])
     made = steering.generate(model, tokenizer, asked, lambda start: {15: Edit(kind="add", directions=direction, coeffs=coeffs, scale=170.0)}, max_new_tokens=6)
     assert made.texts[0] == made.texts[2] and np.allclose(made.log_ppl[0], made.log_ppl[2]) and (made.log_ppl[0] != made.log_ppl[1]).any()
-    for row in (0, 1):
-        ids = tokenizer(asked[0], add_special_tokens=False, return_tensors="pt")["input_ids"]
+    for row, prompt in ((0, 0), (1, 0), (1, 1)):  # the shorter prompt is padded where both are decoded together
+        ids = tokenizer(asked[prompt], add_special_tokens=False, return_tensors="pt")["input_ids"]
         with intervene(model, {15: Edit(kind="add", directions=direction, coeffs=coeffs[row], scale=170.0)}):
             alone = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, pad_token_id=2)
-        assert tokenizer.decode(alone[0, ids.shape[1]:], skip_special_tokens=True) == made.texts[row][0]
+        assert tokenizer.decode(alone[0, ids.shape[1]:], skip_special_tokens=True) == made.texts[row][prompt]
 
 
 def test_degenerate_steering_is_incoherent(tiny):

@@ -139,7 +139,11 @@ def answer_in_lab(folder: Path, scenario: str, *, environment: dict, picture: Pa
             page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=240_000)
             page.click('.lm-MenuBar-itemLabel:text-is("Run")')
             page.click('[data-command="runmenu:run-all"]')
-            go = page.wait_for_selector(".playground-go", timeout=300_000)
+            try:
+                go = page.wait_for_selector(".playground-go", timeout=600_000)
+            except Exception:
+                page.screenshot(path=str(folder / "failed.png"))
+                raise
             if direction:
                 page.select_option(".widget-dropdown select >> nth=1", label=direction)
             page.fill(".playground-scenario textarea", scenario)

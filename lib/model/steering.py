@@ -1,7 +1,7 @@
 """Greedy generation under interventions, all doses of a prompt at once, and how likely the unsteered model finds the replies.
 
-The prompt runs once up to the first edited layer; from there on, and in decoding, doses are rows of one batch. Rows of a
-prompt have equal length, so nothing is padded. Hooks are attached for the length of one forward only: whatever happens
+The prompt runs once up to the first edited layer, from where doses are rows of one batch; in decoding the rows of all prompts
+are. Hooks are attached for the length of one forward only: whatever happens
 to a half-read stream, the model is as it was. Replies are scored by the unsteered model in one token trie a prompt.
 """
 
@@ -13,13 +13,15 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from lib.errors import BadInput
 from lib.model.activations import SINK, block_outputs, build_trie
-from lib.model.interventions import Edit, attached, check_layer, hooks_of, log_probability, logits_of, trie_states
+from lib.model.interventions import Edit, Hook, attached, check_layer, hooks_of, log_probability, logits_of, trie_states
 from lib.model.prompts import Encoded
 
 Edits = Mapping[int, Edit]
+BATCH = 200  # rows decoded together
 
 
 def prompt_ids(model, tokenizer, prompt: str, *, max_new_tokens: int) -> list[int]:
@@ -34,11 +36,11 @@ def prompt_ids(model, tokenizer, prompt: str, *, max_new_tokens: int) -> list[in
 
 
 @torch.inference_mode()
-def _step(model, hooks, tokens: torch.Tensor, position: int, cache: DynamicCache, watch) -> torch.Tensor:
-    """Next-token logits [row, vocabulary] after `tokens` [row, n], whose first is at `position`."""
-    positions = torch.arange(position, position + tokens.shape[1], device=tokens.device)[None]
+def _step(model, hooks, tokens: torch.Tensor, positions: torch.Tensor, cache: DynamicCache, watch, mask=None) -> torch.Tensor:
+    """Next-token logits [row, vocabulary] after `tokens` [row, n] at `positions`."""
     with watched(model, watch), attached(model, hooks):
-        states = model.get_decoder()(input_ids=tokens, position_ids=positions, past_key_values=cache, use_cache=True)[0]
+        states = model.get_decoder()(input_ids=tokens, position_ids=positions, past_key_values=cache, use_cache=True,
+                                     attention_mask=mask)[0]
     return logits_of(model, states[:, -1])
 
 
@@ -57,17 +59,12 @@ def watched(model, watch):
 def stream(model, ids: list[int], edits: Edits, *, max_new_tokens: int,
            watch: tuple[int, Callable[[torch.Tensor], None]] | None = None) -> Iterator[torch.Tensor]:
     """Greedy next-token logits [row, vocabulary], step by step; the argmax is what the model goes on with."""
-    hooks, cache = hooks_of(model, edits), DynamicCache(config=model.get_decoder().config)
-    rows = max([len(edit) for edit in edits.values()], default=1)
-    logits = _step(model, hooks, torch.tensor([ids], device=model.device), 0, cache, watch)
-    with torch.inference_mode():
-        for layer in cache.layers:  # up to the first edit the rows are one
-            layer.batch_repeat_interleave(rows // len(layer.keys))
-        logits = logits.expand(rows, -1)
+    hooks, rows = hooks_of(model, edits), rows_of(edits)
+    logits, cache = started(model, ids, hooks, rows, watch)
     for position in range(len(ids), len(ids) + max_new_tokens):
         yield logits
         if position < len(ids) + max_new_tokens - 1:
-            logits = _step(model, hooks, logits.argmax(-1, keepdim=True), position, cache, watch)
+            logits = _step(model, hooks, logits.argmax(-1, keepdim=True), torch.tensor([[position]], device=model.device), cache, watch)
 
 
 def ends_of(model, tokenizer) -> set[int]:
@@ -76,19 +73,67 @@ def ends_of(model, tokenizer) -> set[int]:
     return {*(ends if isinstance(ends, list) else [ends] if ends is not None else []), tokenizer.eos_token_id}
 
 
-def greedy(model, tokenizer, ids: list[int], edits: Edits, *, max_new_tokens: int) -> list[list[int]]:
-    """Reply tokens of each row, the ending one included."""
-    ends, steps = torch.tensor(sorted(ends_of(model, tokenizer)), device=model.device), []
-    done = None
-    for logits in stream(model, ids, edits, max_new_tokens=max_new_tokens):
-        steps.append(logits.argmax(-1))
-        over = torch.isin(steps[-1], ends)
-        done = over if done is None else done | over
-        if done.all():
-            break
-    rows = torch.stack(steps, 1).tolist()
-    stops = [next((i + 1 for i, token in enumerate(row) if token in set(ends.tolist())), len(row)) for row in rows]
-    return [row[:stop] for row, stop in zip(rows, stops, strict=True)]
+class Stacked:
+    """One hook for the rows of several prompts: each prompt's own hook sees its own rows."""
+
+    def __init__(self, hooks: list[Hook], rows: int):
+        self.hooks, self.rows = hooks, rows
+
+    def __call__(self, block, args, kwargs, output):
+        hidden = output[0] if isinstance(output, tuple) else output
+        parts = zip(self.hooks, hidden.split(self.rows), kwargs["position_ids"].split(self.rows), strict=True)
+        changed = torch.cat([hook.apply(part, positions) for hook, part, positions in parts])
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+
+@torch.inference_mode()
+def merged(caches: list[DynamicCache], config) -> tuple[DynamicCache, torch.Tensor]:
+    """`(cache, mask [row, position])` of several prompts' caches in one batch, padded on the left."""
+    width = max(cache.get_seq_length() for cache in caches)
+    pads = [width - cache.get_seq_length() for cache in caches]
+    one = DynamicCache(config=config)
+    for layer in range(len(caches[0].layers)):
+        keys, values = (torch.cat([torch.nn.functional.pad(getattr(cache.layers[layer], name), (0, 0, pad, 0)) for cache, pad in zip(caches, pads, strict=True)])
+                        for name in ("keys", "values"))
+        one.update(keys, values, layer)
+    rows = [len(cache.layers[0].keys) for cache in caches]
+    mask = torch.cat([(torch.arange(width) >= pad).long().expand(n, -1) for pad, n in zip(pads, rows, strict=True)])
+    return one, mask.to(one.layers[0].keys.device)
+
+
+def started(model, ids: list[int], hooks, rows: int, watch=None) -> tuple[torch.Tensor, DynamicCache]:
+    """`(logits [row, vocabulary], cache)` after a prompt; up to the first edit its rows are computed once."""
+    cache = DynamicCache(config=model.get_decoder().config)
+    logits = _step(model, hooks, torch.tensor([ids], device=model.device), torch.arange(len(ids), device=model.device)[None], cache, watch)
+    with torch.inference_mode():
+        for layer in cache.layers:
+            layer.batch_repeat_interleave(rows // len(layer.keys))
+        return logits.expand(rows, -1), cache
+
+
+def rows_of(edits: Edits) -> int:
+    return max([len(edit) for edit in edits.values()], default=1)
+
+
+def greedy(model, tokenizer, prompts: list[list[int]], edits: Callable[[int], Edits], *, max_new_tokens: int) -> list[list[list[int]]]:
+    """Reply tokens of each prompt and row, the ending one included; all rows of all prompts are decoded in one batch."""
+    hooks = [hooks_of(model, edits(len(ids))) for ids in prompts]
+    rows = rows_of(edits(len(prompts[0])))
+    logits, caches = zip(*(started(model, ids, own, rows) for ids, own in zip(prompts, hooks, strict=True)), strict=True)
+    if not all(type(layer) is DynamicLayer for layer in caches[0].layers) and len(prompts) > 1:  # a sliding window cannot be padded
+        return [greedy(model, tokenizer, [ids], edits, max_new_tokens=max_new_tokens)[0] for ids in prompts]
+    cache, mask = merged(caches, model.get_decoder().config)
+    together = {layer: Stacked([own[layer] for own in hooks], rows) for layer in hooks[0]}
+    positions = torch.tensor([[len(ids)] for ids in prompts], device=model.device).repeat_interleave(rows, 0)
+    ends, steps = torch.tensor(sorted(ends_of(model, tokenizer)), device=model.device), [torch.cat(logits).argmax(-1)]
+    done = torch.isin(steps[0], ends)
+    while len(steps) < max_new_tokens and not done.all():
+        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+        steps.append(_step(model, together, steps[-1][:, None], positions + len(steps) - 1, cache, None, mask).argmax(-1))
+        done = done | torch.isin(steps[-1], ends)
+    replies, last = torch.stack(steps, 1).tolist(), set(ends.tolist())
+    cut = [reply[:next((i + 1 for i, token in enumerate(reply) if token in last), len(reply))] for reply in replies]
+    return [cut[at:at + rows] for at in range(0, len(cut), rows)]
 
 
 @dataclass(frozen=True)
@@ -120,12 +165,13 @@ def log_ppl(model, ids: list[int], replies: list[list[int]]) -> list[float]:
 
 def generate(model, tokenizer, prompts: list[str], edits: Callable[[int], Edits], *, max_new_tokens: int) -> Replies:
     """Greedy replies to every prompt under `edits(start)`, made for a prompt of `start` tokens; rows as in the edits."""
-    texts, scores = [], []
-    for prompt in tqdm(prompts, desc="generating", unit="prompt", mininterval=2):
-        ids = prompt_ids(model, tokenizer, prompt, max_new_tokens=max_new_tokens)
-        replies = greedy(model, tokenizer, ids, edits(len(ids)), max_new_tokens=max_new_tokens)
-        scores.append(log_ppl(model, ids, replies))
-        texts.append(tokenizer.batch_decode(replies, skip_special_tokens=True))
+    ids = [prompt_ids(model, tokenizer, prompt, max_new_tokens=max_new_tokens) for prompt in prompts]
+    texts, scores, together = [], [], max(1, BATCH // rows_of(edits(1)))
+    for first in tqdm(range(0, len(ids), together), desc="generating", unit="batch", mininterval=2):
+        part = ids[first:first + together]
+        for own, replies in zip(part, greedy(model, tokenizer, part, edits, max_new_tokens=max_new_tokens), strict=True):
+            scores.append(log_ppl(model, own, replies))
+            texts.append(tokenizer.batch_decode(replies, skip_special_tokens=True))
     return Replies([list(row) for row in zip(*texts, strict=True)], np.array(scores).T)
 
 
