@@ -138,12 +138,12 @@ def run_all(page) -> None:
     """Run all cells by the menu, in a kernel that has run none yet."""
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    page.locator(".jp-Notebook .jp-InputPrompt").filter(has_text="*").first.wait_for(state="attached", timeout=20_000)
     ended(page)
 
 
 def ended(page) -> None:
     """Wait until the last cell has run, so that what follows meets an idle kernel."""
-    page.locator(".jp-Notebook .jp-InputPrompt").filter(has_text="*").first.wait_for(state="attached", timeout=20_000)
     page.wait_for_function("![...document.querySelectorAll('.jp-Notebook .jp-InputPrompt')].some(node => node.textContent.includes('*'))", timeout=180_000)
 
 
@@ -198,7 +198,7 @@ def chromium():
         def new_page(width: int = 1280, height: int = 1000):
             page = browser.new_page(viewport={"width": width, "height": height})
             page.errors = []
-            page.on("dialog", lambda dialog: (page.errors.append("a script ran"), dialog.dismiss()))
+            page.on("dialog", lambda dialog: dialog.accept() if dialog.type == "beforeunload" else (page.errors.append("a script ran"), dialog.dismiss()))
             return page
         yield new_page
         browser.close()

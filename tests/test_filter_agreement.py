@@ -265,3 +265,12 @@ def test_a_confirmed_selection_is_applied(texts, tmp_path):
     one.do("undo", {})
     assert filtering.apply(texts, str(tmp_path)).texts.scenario_id.nunique() == 24
     one.journal.close()
+
+
+def test_the_meter_reads_400_triplets_in_three_seconds():
+    """Of processor time: the worker is alone with it, whatever else the machine does."""
+    import time
+    texts = triplets(200, seed=0, share=0.15)
+    start = time.process_time()
+    assert len(meter.reading(texts)["pairs"]) == 3
+    assert time.process_time() - start < 3

@@ -88,7 +88,7 @@ function render({ model, el }) {
 
   // ---- to and from the session ----------------------------------------------------------------------------------
   function send(op, more = {}) {
-    if (silent) { op = "hello"; more = {}; } // what was pressed then may have been saved after all: look first
+    if (silent) { op = "hello"; more = {}; } // what was pressed may have been saved after all: look first
     pending = `${me}-${++count}`;
     saved.textContent = "saving…";
     clearTimeout(silence);
@@ -97,7 +97,7 @@ function render({ model, el }) {
   }
 
   function unanswered() {
-    silent = true; pending = ""; queue = [];
+    silent = true; queue = [];
     saved.textContent = "not confirmed";
     alarm.textContent = "The kernel does not answer, so the last key is not confirmed as saved. Wait while it works; if it was restarted, reload this page and run the cell again. The card goes on from the journal.";
     alarm.hidden = false;
@@ -112,7 +112,7 @@ function render({ model, el }) {
     view = message.view;
     if (moved) close();
     paint();
-    if (message.re !== pending) return;
+    if (message.re !== pending && !(silent && message.re?.startsWith(me))) return; // a late answer is an answer
     pending = ""; silent = false;
     clearTimeout(silence);
     saved.textContent = view.writable ? "saved" : "read only";
@@ -134,7 +134,7 @@ function render({ model, el }) {
   }
 
   function press(key) {
-    if (pending) { if (queue.length < 50) queue.push(key); } else act(key);
+    if (pending && !silent) { if (queue.length < 50) queue.push(key); } else act(key);
   }
 
   function known(key) {

@@ -97,7 +97,8 @@ def propose(texts: pd.DataFrame, *, quota: dict[str, int], pins: dict[str, str],
     draws = [draw(table, quota, rng) for _ in range(DRAWS)]
     options = [eliminate(texts, table, quota, rng), *draws]
     measured = [areas_of(texts[texts["scenario_id"].isin(option)]) for option in options]
-    first = min(range(len(options)), key=lambda i: max(measured[i].values(), default=0.5))
+    # Far below chance is no better than above it: such words mislead a classifier, and flatter whatever is compared with it.
+    first = min(range(len(options)), key=lambda i: max((abs(area - 0.5) for area in measured[i].values()), default=0))
     kept = table.loc[options[first]]
     got = kept["context"].value_counts()
     shares = kept.loc[kept["domain"] != "", "domain"].value_counts() / len(kept)
