@@ -87,4 +87,5 @@ def test_effect_and_monitoring():
     assert Judged.of(rng.standard_normal(40) - 1).d_z < -0.5 and Judged.of(np.zeros(5)) == Judged(0.0, 5)
     projection = rng.standard_normal(60)
     found = monitoring(projection, projection + 0.5 * rng.standard_normal(60))
+    assert monitoring(projection, np.ones(60))["r"] is None
     assert found["ci_low"] > 0.6 and abs(monitoring(projection, rng.standard_normal(60))["r"]) < 0.35

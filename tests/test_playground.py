@@ -137,8 +137,12 @@ def answer_in_lab(folder: Path, scenario: str, *, environment: dict, picture: Pa
                     time.sleep(1)
             page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=240_000)
             page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=240_000)
-            page.click('.lm-MenuBar-itemLabel:text-is("Run")')
-            page.click('[data-command="runmenu:run-all"]')
+            for _ in range(20):  # a click before the kernel is there is lost
+                page.click('.lm-MenuBar-itemLabel:text-is("Run")')
+                page.click('[data-command="runmenu:run-all"]')
+                page.wait_for_timeout(15_000)
+                if any("*" in text or "1" in text for text in page.locator(".jp-InputArea-prompt").all_inner_texts()):
+                    break
             try:
                 go = page.wait_for_selector(".playground-go", timeout=600_000)
             except Exception:

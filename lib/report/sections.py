@@ -150,7 +150,7 @@ def intervention_parts(one: Collected, thresholds) -> list[dict]:
         control = metrics.get("positive_control", {})
         said = ("Positive control: formality steering moves formality inside the coherent range. " if control.get("shown")
                 else "The method's sensitivity was not shown on this model: formality steering did not move formality inside the coherent range. ")
-        monitored = (metrics.get("judge") or {}).get("monitoring")
+        monitored = {name: found for name, found in ((metrics.get("judge") or {}).get("monitoring") or {}).items() if found["r"] is not None}
         said += ("Monitoring, projection of the prompt against the judged style: " + "; ".join(f"{name} r = {v['r']:.2f} [{v['ci_low']:.2f}, {v['ci_high']:.2f}]" for name, v in monitored.items())
                  if monitored else "Monitoring was not measured: it needs a judge") + "."
         values, columns = matrix[["cognitive", "affective", "instrumental", "cost"]], ["cognitive", "affective", "instrumental", "cost on neutral text"]

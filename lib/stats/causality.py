@@ -139,8 +139,12 @@ def selectivity(change: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def monitoring(projection: np.ndarray, rating: np.ndarray) -> dict[str, float]:
-    """Correlation of the prompt's projection with the judged style of the reply, with Fisher's interval and n."""
-    r, n = float(np.corrcoef(projection, rating)[0, 1]), len(rating)
+def monitoring(projection: np.ndarray, rating: np.ndarray) -> dict[str, float | None]:
+    """Correlation of the prompt's projection with the judged style of the reply, with Fisher's interval and n; None where
+    one of them does not vary."""
+    n = len(rating)
+    if n < 3 or not projection.std() or not rating.std():
+        return {"r": None, "ci_low": None, "ci_high": None, "n": n}
+    r = float(np.corrcoef(projection, rating)[0, 1])
     half = stats.norm.ppf(0.975) / np.sqrt(max(n - 3, 1))
     return {"r": r, "ci_low": float(np.tanh(np.arctanh(r) - half)), "ci_high": float(np.tanh(np.arctanh(r) + half)), "n": n}
