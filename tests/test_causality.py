@@ -80,11 +80,11 @@ def reader(tiny):
         head.weight[list(WARM)] += 0.5 * u
         head.weight[list(COLD)] -= 0.5 * u
         model.set_output_embeddings(head)
-        model.get_input_embeddings().weight[list(FEEL)] += 0.15 * w
+        model.get_input_embeddings().weight[list(FEEL)] += 0.05 * w
         attention = model.get_decoder().layers[2].self_attn
         attention.q_proj.weight.zero_(), attention.k_proj.weight.zero_(), attention.v_proj.weight.zero_(), attention.o_proj.weight.zero_()
         attention.v_proj.weight[0] = w
-        attention.o_proj.weight[:, 0] = 2 * u
+        attention.o_proj.weight[:, 0] = 0.05 * u
     return model, w.numpy().astype(float)
 
 
@@ -111,7 +111,7 @@ def test_power_on_a_planted_readout(reader):
     found = [study(model, w, rng) for _ in range(20)]
     assert np.mean([e.p <= 0.0125 and e.mean < 0 for e, _, _ in found]) >= 0.9
     exact, linear = (np.concatenate([d[k] if k == 3 else d[k][:, 0] for _, _, d in found]) for k in (3, 0))
-    assert 0.5 < linear.mean() / exact.mean() < 2  # this effect is far from small
+    assert linear.mean() == pytest.approx(exact.mean(), rel=0.3) and np.corrcoef(exact, linear)[0, 1] > 0.9
 
 
 def test_a_direction_that_is_not_read_does_not_stand_out(reader):

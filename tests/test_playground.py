@@ -159,6 +159,7 @@ def answer_in_lab(folder: Path, scenario: str, *, environment: dict, picture: Pa
             page.wait_for_selector('.playground-status:has-text("log-perplexity ratio")', timeout=240_000)
             found |= {name: page.inner_text(f".playground-{name}") for name in ("plain", "edited", "status", "words")}
             if picture:
+                page.add_style_tag(content=".Toastify { display: none }")
                 page.wait_for_timeout(500)
                 page.locator(".jp-OutputArea-output:has(.playground-go)").screenshot(path=str(picture))
             browser.close()
