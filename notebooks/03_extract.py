@@ -20,7 +20,7 @@
 import numpy as np
 from IPython.display import display
 
-from lib.model import activations, encoder, prompts, weights
+from lib.model import activations, encoder, prompts, text_tokens, weights
 from lib.store import Study
 
 # %% tags=["parameters"]
@@ -53,11 +53,14 @@ order = np.array([row for rows in groups.values() for row in rows])
 
 # %% [markdown]
 # ## Forward
-# Layer −1 is the embedding, before any attention: a lexical baseline of the model's own.
+# Layer −1 is the embedding, before any attention: a lexical baseline of the model's own. The single tokens of the
+# preregistered layer are kept in the cache for the sparse autoencoder of the next stage.
 
 # %%
 layers = [-1, *home.params.model.layers]
-pooled, sinks, how = activations.extract(model, [[encoded[row] for row in rows] for rows in groups.values()], layers, tolerance=tolerance)
+texts_of = [[encoded[row] for row in rows] for rows in groups.values()]
+tokens = text_tokens.Collector(texts_of, about=about, template=home.params.model.template, layer=home.params.layer, d_model=home.params.model.d_model)
+pooled, sinks, how = activations.extract(model, texts_of, layers, tolerance=tolerance, also=tokens.add)
 resid = np.empty_like(pooled)
 resid[:, order] = pooled
 print(how)

@@ -10,7 +10,7 @@ from sae_lens import SAE
 from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
 from lib.errors import BadInput
-from lib.model import corpus, prompts, sae, sae_gates, text_tokens, weights
+from lib.model import corpus, prompts, sae, sae_gates, text_tokens, train_sae, weights
 from lib.model.activations import pool_plain
 from lib.model.sae_training import Pair, Recipe, build, gaussian_blocks, inference, stream, train, train_pair
 from lib.params import ROOT, load_params
@@ -273,7 +273,7 @@ def test_texts_are_encoded_token_by_token(tiny, tiny_pair, tmp_path, monkeypatch
         assert np.abs(made.pooled[0][row] - latents.numpy()).max() < 1e-3
     first = made.top[0].iloc[0]
     assert first.token in texts[int(first.text)].ids
-    monkeypatch.setattr(text_tokens, "reply_tokens", lambda *_: pytest.fail("the model was run again"))
+    monkeypatch.setattr(text_tokens, "run_trie", lambda *_: pytest.fail("the model was run again"))
     assert text_tokens.extract_texts(model, groups, **options).rows == shards.rows
     with pytest.raises(BadInput, match="another model, layer or corpus"):
         text_tokens.extract_texts(model, groups[::-1], **options)
@@ -302,6 +302,27 @@ def test_only_message_tokens_are_replaced_and_no_sinks():
     found = sae_gates.replacing([], torch.zeros(8), keep)(hidden)
     changed = (found[1] != hidden[0]).any(1)
     assert torch.equal(found[0], hidden[0]) and changed.tolist() == [i >= 4 and i != 6 for i in range(10)]
+
+
+# retraining
+
+def test_a_retraining_is_compared_with_what_ships(tmp_path):
+    shipped = {"heldout": {"explained_variance": [0.8, 0.79], "ce_recovered": [0.95, 0.96], "mmcs": [0.72], "dead": [0.01, 0.02]}}
+    assert train_sae.differences(shipped, shipped) == []
+    other = {"heldout": shipped["heldout"] | {"mmcs": [0.68]}}
+    assert train_sae.differences(other, shipped) == ["mmcs 0.680, shipped 0.720"]
+    pair = Pair(saes=(), curve=None, about=shipped | {"recipe": dataclasses.asdict(RECIPE), "train_tokens": [5, 6], "train_explained_variance": [0.81, 0.8]})
+    row = train_sae.sweep_row(pair, 1.0)
+    assert row["train_test_gap"] == pytest.approx(0.01) and row["n_tokens"] == 5
+    train_sae.add_row(tmp_path / "sweep.csv", row | {"mmcs": 0.1})
+    assert len(train_sae.add_row(tmp_path / "sweep.csv", row)) == 1 and len(train_sae.add_row(tmp_path / "sweep.csv", row | {"k": 5})) == 2
+
+
+def test_the_recipe_of_a_study_is_its_stage_params():
+    default, mistral = (train_sae.stage_options(load_params(study)) for study in ("smollm2-135m", "mistral-7b"))
+    own = Recipe()
+    assert default == {"architecture": own.architecture, "d_sae": own.d_sae, "k": own.k, "n_samples": own.n_samples, "n_tokens": default["n_tokens"], "corpus_name": ""}
+    assert mistral["d_sae"] == 8192 and mistral["corpus_name"].startswith("HuggingFaceH4/")
 
 
 # what ships

@@ -8,6 +8,7 @@ see "Massive Activations", Sun et al. 2024) are left out and counted. `resid_pos
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -120,14 +121,19 @@ def run_trie(model, trie: Trie, layers, receive) -> None:
 
 
 @torch.inference_mode()
-def pool_trie(model, texts: list[Encoded], layers) -> tuple[np.ndarray, np.ndarray]:
-    """`(pooled [layer, text, d_model] float32, sinks [layer, text])` of texts in one trie forward."""
+def pool_trie(model, texts: list[Encoded], layers, *, also=lambda *_: None) -> tuple[np.ndarray, np.ndarray]:
+    """`(pooled [layer, text, d_model] float32, sinks [layer, text])` of texts in one trie forward.
+
+    `also(layer, trie, resid, kept)` is given what a layer's means are made of: all nodes, and which of them are no sinks.
+    """
     trie = build_trie([text.ids for text in texts])
     members = memberships(model, trie, texts)
     pooled, sinks = {}, {}
 
     def receive(layer, resid):
-        kept = members * kept_nodes(resid, members)
+        usable = kept_nodes(resid, members)
+        also(layer, trie, resid, usable)
+        kept = members * usable
         pooled[layer] = (kept @ resid / kept.sum(1, keepdim=True)).cpu().numpy()
         sinks[layer] = (members.sum(1) - kept.sum(1)).cpu().numpy().astype(np.int64)
 
@@ -161,18 +167,19 @@ def trie_error(model, texts: list[Encoded], layers) -> float:
     return max(relative_error(pooled[:, i], pool_plain(model, text, layers)) for i, text in enumerate(texts))
 
 
-def extract(model, groups: list[list[Encoded]], layers, *, tolerance: float = 1e-4):
+def extract(model, groups: list[list[Encoded]], layers, *, tolerance: float = 1e-4, also=lambda *_: None):
     """`(pooled [layer, text, d_model], sinks [layer, text], about)` of all texts, group after group.
 
     A group holds texts that share a prompt. The trie is first checked against plain forwards on three texts; where it
-    misses `tolerance` the plain forward serves all texts, and `about` says so.
+    misses `tolerance` the plain forward serves all texts, and `about` says so. `also(group, layer, trie, resid, kept)` sees
+    every token on its way to the mean.
     """
     error = trie_error(model, groups[0][:3], layers)
     exact = error <= (tolerance if model.dtype == torch.float32 else 0.05)
     pooled, sinks = [], []
     for group in tqdm(groups, desc="extracting", unit="scenario", mininterval=2):
         if exact:
-            values, dropped = pool_trie(model, group, layers)
+            values, dropped = pool_trie(model, group, layers, also=partial(also, group))
         else:
             values = np.stack([pool_plain(model, text, layers) for text in group], axis=1)
             dropped = np.zeros(values.shape[:2], dtype=np.int64)

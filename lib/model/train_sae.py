@@ -23,11 +23,12 @@ from lib.model.sae_gates import ce_recovered
 from lib.model.sae_training import Pair, Recipe, train_pair
 from lib.params import Params, load_params
 from lib.stages import defaults
-from lib.store import sha256, to_json, write_atomic
+from lib.store import read_json, sha256, to_json, write_atomic
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 RECIPE = ("architecture", "d_sae", "k", "lr", "batch", "n_samples")
 HELDOUT = 16_000  # tokens the gates are measured on
+TOLERANCE = 0.03  # of each held-out value, between a retraining on another machine and what ships
 
 
 def stage_options(params: Params) -> dict:
@@ -54,6 +55,13 @@ def add_row(path: Path, row: dict) -> pd.DataFrame:
     table.to_csv(text, index=False, float_format="%.4g")
     write_atomic(path, text.getvalue().encode())
     return table
+
+
+def differences(found: dict, shipped: dict) -> list[str]:
+    """Held-out values of the worse seed that two trainings of one recipe do not share within `TOLERANCE`, in words."""
+    worst = {"explained_variance": min, "ce_recovered": min, "mmcs": min, "dead": max}
+    pairs = {name: (pick(found["heldout"][name]), pick(shipped["heldout"][name])) for name, pick in worst.items()}
+    return [f"{name} {new:.3f}, shipped {old:.3f}" for name, (new, old) in pairs.items() if abs(new - old) > TOLERANCE]
 
 
 @app.command()
@@ -96,10 +104,13 @@ def main(
     if sweep:
         print(add_row(sae.SHIPPED / "sweep.csv", row).to_string())
         return
-    folder = out or sae.SHIPPED / study
+    folder, before = out or sae.SHIPPED / study, sae.SHIPPED / study / "meta.json"
+    shipped = read_json(before) if before.exists() else {}
     sae.save_pair(pair, folder)
     print({name: [round(value, 3) for value in values] for name, values in pair.about["heldout"].items()},
           f"saved to {folder.name}; training: {row['minutes']:.1f} minutes")
+    if shipped.get("recipe") == pair.about["recipe"]:
+        print("against what shipped:", "; ".join(differences(pair.about, shipped)) or f"every gate within {TOLERANCE}")
 
 
 def cli() -> int:
