@@ -45,7 +45,7 @@ context: int = 128  # tokens of a row
 skip: int = 8  # first tokens of a row, on which nothing is trained
 n_epochs: int = 3  # passes over the rows
 batch: int = 256  # tokens of a training step
-d_sae: int = 720  # latents
+d_sae: int = 1152  # latents
 k: int = 32  # latents active on a token
 
 # %%

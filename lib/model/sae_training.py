@@ -52,11 +52,11 @@ class Recipe:
     """Everything the weights depend on beside the data and the seed. `n_samples`: training tokens, repeats counted."""
 
     architecture: str = "topk"
-    d_sae: int = 720
+    d_sae: int = 1152
     k: int = 32
     lr: float = 3e-3
-    batch: int = 256
-    n_samples: int = 1_200_000
+    batch: int = 512
+    n_samples: int = 700_000
     warm_up: float = 0.02
     decay: float = 0.2
     dead_window: int = 200
