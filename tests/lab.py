@@ -129,7 +129,7 @@ def open_card(page, lab: Lab, name: str):
     """Open the notebook, run all its cells, and focus its card."""
     page.goto(lab.url(name))
     page.locator(".jp-Notebook").first.wait_for(timeout=60_000)
-    page.get_by_text("Python 3", exact=False).first.wait_for()
+    page.get_by_text("| Idle").first.wait_for(timeout=60_000)
     run_all(page)
     return focus(page)
 

@@ -185,14 +185,14 @@ function render({ model, el }) {
   }
 
   function close() {
+    const held = card.contains(document.activeElement);
     mode = ""; guesses = [];
     prompt.replaceChildren();
     prompt.hidden = true;
     if (field) { const gone = field; field = null; gone.hold.remove(); if (gone.text) gone.text.hidden = false; }
     for (const slot of slots) slot.box.classList.remove("fc-now");
     if (view) paintKinds();
-    if (!card.contains(document.activeElement) || document.activeElement === document.body) return;
-    if (!document.activeElement.isConnected || document.activeElement.closest("[hidden]") || document.activeElement.matches(FIELDS)) card.focus({ preventScroll: true });
+    if (held && (!card.contains(document.activeElement) || document.activeElement.closest("[hidden]"))) card.focus({ preventScroll: true }); // what was focused is gone
   }
 
   function type(name, label, value, done) {
@@ -299,7 +299,11 @@ function render({ model, el }) {
     }), h("small", { textContent: `AUROC of the best quick baseline; .50 is chance. L marks the words that leak most.` }));
   }
 
-  function show(name, ...children) { panel.dataset.shows = name; panel.hidden = false; panel.replaceChildren(...children); }
+  function show(name, ...children) {
+    const held = panel.contains(document.activeElement);
+    panel.dataset.shows = name; panel.hidden = false; panel.replaceChildren(...children);
+    if (held) card.focus({ preventScroll: true });
+  }
   function shut(name) {
     if (panel.hidden || panel.dataset.shows !== name) return false;
     panel.hidden = true; panel.dataset.shows = "";
@@ -314,7 +318,7 @@ function render({ model, el }) {
   }
 
   function paintProposal() {
-    const found = proposal.scenarios;
+    const found = proposal.scenarios, unfolded = Boolean(panel.querySelector("details")?.open);
     if (proposal.error) { show("keep", h("h3", { textContent: "Keep the best" }), h("p", { textContent: `No proposal: ${proposal.error}` })); return; }
     if (!found) { show("keep", h("h3", { textContent: "Keep the best" }), h("p", { textContent: "Choosing…" })); return; }
     if (!found.length && !proposal.left_out.length) { show("keep", h("h3", { textContent: "Keep the best" }), h("p", { textContent: "No scenario is accepted in all its registers yet; there is nothing to choose from." })); return; }
@@ -328,7 +332,7 @@ function render({ model, el }) {
         h("tbody", {}, line("all accepted", proposal.before), line("drawn by chance under the quotas", proposal.drawn), line("proposed", proposal.after))),
       h("p", { textContent: `It costs ${proposal.left_out.length} accepted scenarios${short.length ? `; ${short.join(", ")}` : "; every quota is filled"}${over.length ? `; domains over 10%: ${over.join(", ")}` : ""}. The proposal was chosen by this score, so its own figure flatters it.` }),
       h("button", { type: "button", className: "fc-button fc-yes", disabled: !view.writable || !found.length, onclick: () => { if (!pending) send("keep", { scenarios: found }); } }, "confirm this selection"),
-      h("details", {}, h("summary", { textContent: "override: scenarios in and out" }), h("h4", { textContent: "in" }), h("ul", {}, ...found.map((id) => item(id, true))), h("h4", { textContent: "out" }), h("ul", {}, ...proposal.left_out.map((id) => item(id, false)))));
+      h("details", { open: unfolded }, h("summary", { textContent: "override: scenarios in and out" }), h("h4", { textContent: "in" }), h("ul", {}, ...found.map((id) => item(id, true))), h("h4", { textContent: "out" }), h("ul", {}, ...proposal.left_out.map((id) => item(id, false)))));
   }
 
   function paintKeys() {
