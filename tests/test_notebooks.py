@@ -88,6 +88,9 @@ def test_readme_shows_the_results_that_were_measured():
     """The verdict table of README.md is the one that docs/result.json gives."""
     from lib.report.readme import filled
     readme = (ROOT / "README.md").read_text()
+    if not (ROOT / "docs/result.json").exists():  # nothing recorded, so nothing may be shown
+        assert re.search(r"<!-- verdicts -->\n<!-- /verdicts -->", readme) and "verdicts.png" not in readme
+        return
     rows = json.loads((ROOT / "docs/result.json").read_text())
     assert filled(readme, rows) == readme
     rows[0]["verdict"] = "PASS" if rows[0]["verdict"] != "PASS" else "FAIL"

@@ -58,7 +58,8 @@ def contrasts(means: pd.Series) -> dict[str, np.ndarray]:
 
 def fit(resid: np.ndarray, texts: pd.DataFrame, *, seed: int) -> Directions:
     """Directions of `resid [text, d_model]`; BadInput where a half of the clusters lacks a type or a difference is zero."""
-    one = texts.loc[texts.condition == "empathy", "cluster"].nunique() < 2  # a single cluster has no halves; then no verdict is given
+    types = texts.label.isin(("cognitive", "affective", "instrumental"))
+    one = texts.cluster[types].nunique() < 2  # a single cluster has no halves; then no verdict is given
     half = split_halves((texts.scenario_id if one else texts.cluster).to_numpy(), seed)
     vectors = {}
     for register in texts.register.unique():

@@ -8,7 +8,7 @@ import numpy as np
 from lib.params import Thresholds
 from lib.stats import simulate
 from lib.stats.bandwidth import Range, bandwidth, effective_dimension
-from lib.stats.causality import causality, effect
+from lib.stats.causality import Judged, causality, effect
 from lib.stats.separation import separation
 from lib.stats.specificity import specificity
 from lib.stats.verdicts import FAIL, PASS, Result
@@ -46,8 +46,8 @@ def specific(same: bool, thresholds: Thresholds, rng: np.random.Generator) -> Re
 def caused(shift: float, thresholds: Thresholds, rng: np.random.Generator) -> Result:
     """Causality with a judge, where ablation lowers the empathic replies by `shift` nats per token."""
     d = np.r_[-shift, rng.standard_normal(199) * 0.01] + rng.standard_normal((N, 200)) * 0.02
-    judged = -1.0 if shift else 0.0
-    return causality({"C": effect(d)}, thresholds=thresholds.causality, cost=0.0, cost_band=0.1, judged_d_z=judged, **ABOUT)[0]
+    judged = Judged(-1.0 if shift else 0.0, N)
+    return causality({"C": effect(d)}, thresholds=thresholds.causality, cost=0.0, cost_band=0.1, judged=judged, **ABOUT)[0]
 
 
 def wide(reach: float, thresholds: Thresholds, rng: np.random.Generator) -> Result:

@@ -213,7 +213,7 @@ def export_seed_schema(texts: pd.DataFrame) -> dict[str, dict]:
         if condition == "valence_stripped":
             item["triplet_id"] = first.scenario_id
         item |= dict(zip(rows.label, rows.response, strict=True))
-        if first.untouched:
+        if first.get("untouched", False):
             item["edited_against_score"] = False
         files.setdefault(name, {"metadata": {"register": register}, key: []})[key].append(item)
     return files
