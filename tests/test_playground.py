@@ -1,8 +1,6 @@
-"""The playground: sides, colours and escapes by calls; the page itself in JupyterLab, driven in Chromium."""
+"""The playground: sides, colours and escapes, by calls."""
 
-import shutil
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +8,6 @@ import pytest
 from lib.errors import BadInput
 from lib.model import playground
 from lib.model.playground import Choice, Panel, Player, Side
-from tests.conftest import ROOT
-from tests.lab import jupyterlab, run_all
 
 
 @pytest.fixture(scope="module")
@@ -105,53 +101,6 @@ def test_the_first_token_comes_within_a_second_and_a_half_on_two_cores(smol):
         next(ready.play("My dog died last night and I don't know how to tell the kids.", what))
         spent.append(time.process_time() - start)
     assert min(spent) < 3.0
-
-
-def answer_in_lab(folder: Path, scenario: str, *, picture: Path | None = None, direction: str = "") -> dict:
-    """Run the notebook in a JupyterLab of its own, ask one question in Chromium, and hand back what the page showed."""
-    from playwright.sync_api import sync_playwright
-    found = {"errors": []}
-    with jupyterlab(folder) as lab, sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 1000})
-        page.on("dialog", lambda dialog: found["errors"].append("a script ran"))
-        page.goto(lab.url("00_playground.ipynb"))
-        page.locator(".jp-Notebook").first.wait_for(timeout=240_000)
-        page.get_by_text("| Idle").first.wait_for(timeout=240_000)
-        run_all(page)
-        try:
-            go = page.wait_for_selector(".playground-go", timeout=600_000)
-        except Exception:
-            page.screenshot(path=str(folder / "failed.png"))
-            raise
-        if direction:
-            page.select_option(".widget-dropdown select >> nth=1", label=direction)
-        page.fill(".playground-scenario textarea", scenario)
-        page.press(".playground-scenario textarea", "Tab")
-        start = time.monotonic()
-        go.click()
-        page.wait_for_selector(".playground-edited span", timeout=120_000)
-        found["first_token_s"] = time.monotonic() - start
-        page.wait_for_selector('.playground-status:has-text("log-perplexity ratio")', timeout=240_000)
-        found |= {name: page.inner_text(f".playground-{name}") for name in ("plain", "edited", "status", "words")}
-        if picture:
-            page.add_style_tag(content=".Toastify { display: none }")
-            page.wait_for_timeout(500)
-            page.locator(".jp-OutputArea-output:has(.playground-go)").screenshot(path=str(picture))
-        browser.close()
-    return found
-
-
-@pytest.mark.browser
-def test_the_page_in_jupyterlab(outputs, tmp_path):
-    folder = tmp_path / "lab"
-    folder.mkdir()
-    shutil.copy(ROOT / "notebooks" / "00_playground.ipynb", folder)
-    text = (folder / "00_playground.ipynb").read_text()
-    (folder / "00_playground.ipynb").write_text(text.replace("[\\\"smollm2-135m\\\", \\\"gemma3-270m\\\", \\\"smollm2-135m-random\\\"]", "[\\\"tiny\\\"]"))
-    found = answer_in_lab(folder, "My train is late <img src=x onerror=alert(1)>")
-    assert not found["errors"] and found["plain"].strip() and found["edited"].strip() and found["plain"] != found["edited"]
-    assert "band of unsteered replies" in found["status"] and "raises" in found["words"]
 
 
 def test_pieces_add_up_to_the_text(player):
