@@ -38,7 +38,8 @@ def texts_of(n: int, *, registers=("plain", "counter"), hostile: dict | None = N
                 response = text.format(thing, s) + (" Truly so." if register == "counter" else "")
                 rows.append((f"empathy/s{s:03d}/{register}/{label}", f"s{s:03d}", s, contexts[s % 5], thing, "empathy", register, label,
                              f"My {thing} plan number {s} fell through and nobody called back.", (hostile or {}).get((f"s{s:03d}", register, label), response)))
-    return pd.DataFrame(rows, columns=["text_id", "scenario_id", "cluster", "context", "domain", "condition", "register", "label", "scenario", "response"])
+    columns = ["text_id", "scenario_id", "cluster", "context", "domain", "condition", "register", "label", "scenario", "response"]
+    return pd.DataFrame(rows, columns=columns).assign(untouched=True)
 
 
 def notebook(folder: Path, name: str, **parameters) -> Path:

@@ -196,6 +196,10 @@ def test_quotas_add_up():
     assert selection.quotas(["b", "a", "c", "a"], 10) == {"a": 4, "b": 3, "c": 3}
 
 
+def edited_rows(texts, scenario, register):
+    return texts[(texts.condition == "empathy") & (texts.scenario_id == scenario) & (texts.register == register)]
+
+
 def headless(texts, journals, outputs, *more):
     from lib.store import Study
     from lib.text.dataset import export_seed_schema
@@ -224,6 +228,7 @@ def test_the_stage_applies_journals_headless(texts, tmp_path, outputs):
     assert "s004" not in set(kept.scenario_id) and kept.scenario_id.nunique() == 23
     edited = kept[(kept.scenario_id == "s002") & (kept.register == "plain")].set_index("label").response
     assert edited[ada.places[one.number["s002/plain"]].types[0]] == "A wording of my own."
+    assert not edited_rows(kept, "s002", "plain").untouched.any() and edited_rows(kept, "s002", "counter").untouched.all()
     about = home.load_json("dataset/filtered/labels.json")
     assert about["source"] == "labels of ada" and about["stale_records"] == 1 and about["torn_journals"] == ["ada.jsonl"]
     assert about["edited_responses"] == 1 and about["left_out"] == ["s004"]

@@ -71,7 +71,10 @@ def selected(states: dict[str, State]) -> tuple[str, ...]:
 
 
 def edited(texts: pd.DataFrame, items: dict[str, cards.Item], states: dict[str, State]) -> tuple[pd.DataFrame, int]:
-    """The table with each item worded as its last editor left it, and the number of changed responses."""
+    """The table with each item worded as its last editor left it, and the number of changed responses.
+
+    Whoever edits sees the leakage meter, so no edited triplet counts as untouched by a score.
+    """
     last: dict[str, tuple[str, str]] = {}
     for name, state in sorted(states.items()):
         for key, time in state.edit_times.items():
@@ -81,4 +84,6 @@ def edited(texts: pd.DataFrame, items: dict[str, cards.Item], states: dict[str, 
     mine = texts["condition"] == "empathy"
     place = list(zip(texts["scenario_id"], texts["register"], texts["label"], strict=True))
     after = [wording.get(p, old) if m else old for p, old, m in zip(place, texts["response"], mine, strict=True)]
-    return texts.assign(response=after), int((texts["response"] != pd.Series(after, index=texts.index)).sum())
+    changed = texts["response"] != pd.Series(after, index=texts.index)
+    items_changed = changed.groupby([texts["condition"], texts["scenario_id"], texts["register"]]).transform("any")
+    return texts.assign(response=after, untouched=texts["untouched"] & ~items_changed), int(changed.sum())
