@@ -21,9 +21,9 @@ from rich.console import Console
 from rich.table import Table
 
 from lib.errors import BadInput
-from lib.params import PARAMS, ROOT, load_params, read_yaml
+from lib.params import PARAMS, load_params, read_yaml
 from lib.report import probe_figures
-from lib.store import write_atomic
+from lib.store import outputs_root, write_atomic
 from lib.text.contrast_audit import audit_contrast, checked
 
 MAX_BYTES = 500_000_000
@@ -151,7 +151,7 @@ def write_page(table: pd.DataFrame, sentences: list[str], name: str, limit: floa
             f"<title>Audit of {escape(name)}</title><style>body {{ font-family: sans-serif; max-width: 1100px; margin: auto; padding: 1rem }}</style></head>"
             f"<body><h1>Audit of {escape(name)}</h1>{head}{body}{table.to_html(index=False, float_format='{:.3f}'.format)}</body></html>")
     slug = re.sub(r"[^a-z0-9]+", "-", Path(name).stem.lower()).strip("-") or "contrast"
-    path = Path(os.environ.get("EMPATHY_OUTPUTS", ROOT / "outputs")) / "audit" / f"{slug}.html"
+    path = outputs_root() / "audit" / f"{slug}.html"
     write_atomic(path, page.encode())
     write_atomic(path.with_suffix(".csv"), table.to_csv(index=False, float_format="%.6g").encode())
     return path

@@ -34,7 +34,7 @@ from lib.stages import (
     record_path,
     stage_record,
 )
-from lib.store import Study, read_json, sha256, to_json, write_atomic
+from lib.store import Study, outputs_root, read_json, sha256, to_json, write_atomic
 from lib.text.filtering import journal_hashes
 
 console = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -43,10 +43,6 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 def dataset_hash(folder: Path) -> dict[str, str]:
     return {path.name: sha256(path) for path in sorted(folder.glob("*.json"))}
-
-
-def outputs_root() -> Path:
-    return Path(os.environ.get("EMPATHY_OUTPUTS", ROOT / "outputs"))
 
 
 def stage_parameters(stage: str, run: str, params: Params, changes: dict, dataset: Path | None) -> dict:

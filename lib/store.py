@@ -49,11 +49,21 @@ def write_atomic(path: Path, content: bytes) -> None:
     except OSError as error:
         scratch.unlink(missing_ok=True)
         raise BadInput(f"{path.name}: cannot be written ({error.strerror}); free space or fix permissions") from None
-    directory = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put a folder's entries on disk: a new name in it then survives a power cut."""
+    directory = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def outputs_root() -> Path:
+    """Where all studies' outputs lie."""
+    return Path(os.environ.get("EMPATHY_OUTPUTS", ROOT / "outputs"))
 
 
 def to_json(content) -> bytes:
@@ -111,7 +121,7 @@ class Study:
         name, _, variant = run.partition("--")
         self.run, self.stage, self.variant = run, stage, variant
         self.params: Params = load_params(name, quick=variant.startswith("quick"))
-        self.root = Path(os.environ.get("EMPATHY_OUTPUTS", ROOT / "outputs")) / run
+        self.root = outputs_root() / run
         self.parameters, self.inputs = parameters, {}
 
     def path(self, name: str) -> Path:

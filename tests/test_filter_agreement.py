@@ -137,7 +137,7 @@ def test_the_meter_agrees_with_the_audit_on_naive_bayes():
     quick = meter.measure(texts).set_index(["pair", "evaluation", "baseline"]).auroc
     full = audit(texts, thresholds=Probes(**read_yaml(PARAMS / "preregistration.yaml")["probes"]), seed=0, n_repeats=1).table
     full = full.set_index(["pair", "evaluation", "baseline"]).auroc
-    for pair in meter.PAIRS:
+    for pair in meter.EMPATHY:
         assert quick[pair, "plain->counter", "words, binary, naive Bayes"] == pytest.approx(full[pair, "plain->counter", "words, binary, naive Bayes"])
 
 

@@ -69,6 +69,11 @@ class Edit:
         return len(self.coeffs)
 
 
+def changed(output, change):
+    """A block's output with `change(hidden)` in the place of its hidden states; blocks give a tensor or a tuple."""
+    return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+
 class Hook:
     """A forward hook of one block that applies an edit; remembers the sinks' bound of the pass that held position 0."""
 
@@ -80,9 +85,7 @@ class Hook:
         self.match = None if edit.match is None else torch.as_tensor(edit.match, device=device)
 
     def __call__(self, block, args, kwargs, output):
-        hidden = output[0] if isinstance(output, tuple) else output
-        changed = self.apply(hidden, kwargs["position_ids"])
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+        return changed(output, lambda hidden: self.apply(hidden, kwargs["position_ids"]))
 
     def apply(self, hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Edited `[row, position, d]`; a batch of one widens to the rows; rows with coeff 0 come out bit by bit as they were."""

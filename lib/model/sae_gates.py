@@ -14,7 +14,7 @@ import torch
 from lib.errors import BadInput
 from lib.model.activations import SINK
 from lib.model.corpus import Piece
-from lib.model.interventions import attached, logits_of
+from lib.model.interventions import attached, changed, logits_of
 from lib.stats.gates import mmcs
 
 CHUNK = 4_096  # tokens encoded at once
@@ -73,11 +73,7 @@ def ce_recovered(model, pieces: Iterable[Piece], layer: int, saes, mean: np.ndar
         if keep[1:].sum() == 0:
             continue
         edit = replacing(saes, centre, keep)
-
-        def hook(_, __, ___, output, edit=edit):
-            return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
-
-        with attached(model, {layer: hook}):
+        with attached(model, {layer: lambda _, __, ___, output, edit=edit: changed(output, edit)}):
             hidden = model.get_decoder()(input_ids=ids[None], use_cache=False)[0]
         where = keep.nonzero()[:, 0]
         where = where[where > 0]

@@ -11,7 +11,7 @@ import pandas as pd
 from lib.stats.auroc import auroc
 from lib.stats.contrasts import Areas, Design
 from lib.stats.endpoint import Material
-from lib.text.features import length, style
+from lib.text.features import form
 
 
 def adjusted_areas(scores: np.ndarray, design: Design, direction: tuple[int, int], F: np.ndarray) -> Areas:
@@ -73,7 +73,7 @@ def without_form(X: np.ndarray, texts: pd.DataFrame) -> np.ndarray:
     For mean differences only: no classifier may be tested on these, since they know the held-out texts. Rows without a
     scenario's other texts lose nothing.
     """
-    F = np.array([length(t) + style(t) for t in texts["response"]])
+    F = form(texts["response"])
     F = np.column_stack([F, np.expm1(F[:, :2])])  # lengths as they are beside their logarithms: classes far apart are extrapolated to
     scenario = texts["scenario_id"].to_numpy()
     kind = pd.get_dummies(texts["condition"] + "/" + texts["register"] + "/" + texts["label"]).to_numpy(float)

@@ -33,7 +33,7 @@ from lib.stats.endpoint import (
 from lib.stats.nulls import holm, permuted_labels, transfer_null
 from lib.stats.ruling import Evidence, Value, flags, power, rule
 from lib.stats.verdicts import FAIL, INCONCLUSIVE, PASS, Result
-from lib.text.features import length, style
+from lib.text.features import form
 from lib.text.leakage import lexical_scores
 
 HEADLINES = ("C/A", "C/I", "A/I", "macro")
@@ -190,7 +190,7 @@ def baseline_table(others: dict[str, Baseline], material: Material) -> pd.DataFr
 
 def adjust(scores: np.ndarray, material: Material, main: dict[str, Areas], *, n_permutations: int, seed: int) -> tuple:
     """T adjusted for length and style, and its table with Freedman-Lane p-values (none for the macro mean)."""
-    design, F = material.design, np.array([length(t) + style(t) for t in material.texts["response"]])
+    design, F = material.design, form(material.texts["response"])
     each = weakest([adjusted_areas(scores, design, d, F) for d in design.directions])
     found = Areas(with_macro(each.value, axis=1), with_macro(each.deleted, axis=1))
     p = [freedman_lane(scores, material, F, c, n_permutations=n_permutations, seed=seed) for c in range(len(CONTRASTS))]

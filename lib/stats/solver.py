@@ -43,6 +43,10 @@ class Form:
         """Root mean squared norm [..., 1, 1] of the training rows."""
         return np.sqrt(self.squares.mean(axis=-1))[..., None, None]
 
+    def scores(self, c: np.ndarray) -> np.ndarray:
+        """Scores [..., column, text] of the texts to score, without intercept."""
+        return c @ self.outer.swapaxes(-1, -2)
+
 
 @dataclass(frozen=True)
 class Dual(Form):
@@ -66,9 +70,6 @@ class Dual(Form):
         """Inner product of the weights that c and e stand for."""
         return _dot(c, image_e)
 
-    def scores(self, c: np.ndarray) -> np.ndarray:
-        return c @ self.outer.swapaxes(-1, -2)
-
 
 @dataclass(frozen=True)
 class Primal(Form):
@@ -88,9 +89,6 @@ class Primal(Form):
 
     def product(self, c: np.ndarray, e: np.ndarray, image_e: np.ndarray) -> np.ndarray:
         return _dot(c, e)
-
-    def scores(self, c: np.ndarray) -> np.ndarray:
-        return c @ self.outer.swapaxes(-1, -2)
 
 
 Space = Dual | Primal

@@ -155,6 +155,11 @@ def length(text: str) -> list[float]:
     return [np.log1p(len(text.split())), np.log1p(len(text))]
 
 
+def form(texts: Sequence[str]) -> np.ndarray:
+    """Length and style [text, feature]: what a text looks like, whatever it says."""
+    return np.array([length(t) + style(t) for t in texts])
+
+
 def opener(text: str) -> list[str]:
     """The first three words, each with its place, and the first two together."""
     first = [w.lower() for w in words(text) if w[0].isalnum()][:3]

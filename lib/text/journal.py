@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 
 from lib.errors import BadInput
 from lib.params import ROOT, check_name
+from lib.store import sync_folder
 
 WORKED = "message"  # the kind of a reply that was made, hence paid
 
@@ -88,7 +89,7 @@ class Journal:
         self._file = path.open("ab")
         if content and not content.endswith(b"\n"):
             self._file.write(b"\n")  # what a kill cut off stays a line of its own
-        self._sync_folder()
+        sync_folder(path.parent)
 
     def append(self, *records: dict) -> None:
         """Append records in one go; they are on disk when this returns."""
@@ -112,13 +113,6 @@ class Journal:
     def close(self) -> None:
         self._file.close()
         self._lock.release()
-
-    def _sync_folder(self) -> None:
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def fold_lines(content: bytes) -> tuple[list[dict], int]:

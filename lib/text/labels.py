@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lib.errors import BadInput
 from lib.params import ROOT
+from lib.store import sync_folder
 
 LABELS = ROOT / "labels"
 RATINGS = ROOT / "lib" / "data" / "ratings"  # journals of language models for the bundled texts, in the same format
@@ -229,11 +230,7 @@ class Journal:
             self._file.write(b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(self.path.parent)
 
     @property
     def writable(self) -> bool:

@@ -22,9 +22,8 @@ from lib.errors import BadInput
 from lib.stats.auroc import auroc
 from lib.stats.contrasts import Design, make_design
 from lib.text.features import FUNCTION_WORDS, NaiveBayes, document_frequency, length, opener, scaled_rows, style, words
+from lib.text.leakage import EMPATHY, MIN_SCENARIOS
 
-PAIRS = {"C/A": ("cognitive", "affective"), "C/I": ("cognitive", "instrumental"), "A/I": ("affective", "instrumental")}
-MIN_SCENARIOS = 10
 COLUMNS = ("pair", "evaluation", "baseline", "auroc", "n")
 PENALTY = 1.0  # ridge, in units of the mean squared norm of the training rows
 QUIET = 0.3  # seconds in which newer questions replace the one just asked
@@ -115,7 +114,7 @@ def scores(texts: pd.DataFrame, design: Design) -> tuple[list[str], np.ndarray]:
 def design_of(texts: pd.DataFrame, *, seed: int = 0) -> Design:
     """Grouped folds over the three pairs of types."""
     return make_design(texts["label"], texts["register"], texts["cluster"], seed=seed, n_repeats=1,
-                       contrasts={name: ([a], [b]) for name, (a, b) in PAIRS.items()})
+                       contrasts={name: ([a], [b]) for name, (a, b) in EMPATHY.items()})
 
 
 def table_of(names: Sequence[str], found: np.ndarray, design: Design) -> pd.DataFrame:
@@ -160,7 +159,7 @@ def leaking_words(texts: pd.DataFrame, *, top: int = 6) -> dict[str, list[str]]:
     lists = [sorted({w.lower() for w in tokens(t) if w[0].isalnum()}) for t in texts["response"]]
     held, names = bag_of(lists), list(dict.fromkeys(w for each in lists for w in each))
     found = {}
-    for pair, (a, b) in PAIRS.items():
+    for pair, (a, b) in EMPATHY.items():
         weights = []
         for _, rows in texts.reset_index(drop=True).groupby("register"):
             n, m = (np.asarray(held[rows.index[rows["label"] == label]].sum(axis=0)).ravel() for label in (a, b))
