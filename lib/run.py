@@ -213,8 +213,8 @@ def main(
     ran = run_all(jobs, variant=variant, changes=changes, dataset=dataset and dataset.resolve(), force=force)
     if not ran:
         print("Everything is up to date; nothing was run.")
-    if "10_report" in wanted:
-        for name in names:
+    for name, stage, _ in jobs:
+        if stage == "10_report" and stage in wanted:
             show_verdicts(f"{name}--{variant}" if variant else name)
 
 

@@ -20,18 +20,22 @@
 import numpy as np
 from IPython.display import display
 
+from lib.errors import BadInput
 from lib.model import activations, encoder, prompts, text_tokens, weights
 from lib.store import Study
 
 # %% tags=["parameters"]
 study: str = "smollm2-135m"  # name of the study: a file in params/
+last_layer: int = -1  # deepest layer that is kept; -1: the model's last
 sentence_encoder: bool = True  # also embed the replies with a sentence encoder (text baseline)
 tolerance: float = 1e-4  # largest relative error of the shared-prefix forward against plain forwards
 seed: int = 0  # seed of the texts drawn for the check
 
 # %%
-home = Study(study, "03_extract", sentence_encoder=sentence_encoder, tolerance=tolerance, seed=seed)
-texts = home.load_texts()
+home = Study(study, "03_extract", last_layer=last_layer, sentence_encoder=sentence_encoder, tolerance=tolerance, seed=seed)
+texts, layers = home.load_texts(), [-1, *home.params.model.layers[:last_layer + 1 or None]]
+if layers[-1] < home.params.layer:
+    raise BadInput(f"last_layer {last_layer}: must reach the preregistered layer {home.params.layer}")
 print(len(texts), "texts of", home.params.model.model_id)
 
 # %% [markdown]
@@ -57,7 +61,6 @@ order = np.array([row for rows in groups.values() for row in rows])
 # preregistered layer are kept in the cache for the sparse autoencoder of the next stage.
 
 # %%
-layers = [-1, *home.params.model.layers]
 texts_of = [[encoded[row] for row in rows] for rows in groups.values()]
 tokens = text_tokens.Collector(texts_of, about=about, template=home.params.model.template, layer=home.params.layer, d_model=home.params.model.d_model)
 pooled, sinks, how = activations.extract(model, texts_of, layers, tolerance=tolerance, also=tokens.add)
@@ -101,4 +104,4 @@ if sentence_encoder:
 # ## Summary
 
 # %%
-display({"shape": resid[1:].shape, "layers": f"0..{home.params.model.n_layers - 1}", "relative error": error})
+display({"shape": resid[1:].shape, "layers": f"0..{layers[-1]}", "relative error": error})

@@ -286,6 +286,8 @@ def test_cross_entropy_recovered(tiny, tiny_pair):
     pieces = [corpus.tokenise(tokenizer, "chat", turns, context=64) for turns in talks(12)]
 
     class Fixed:
+        device = "cpu"
+
         def __init__(self, answer):
             self.encode, self.decode = (lambda x: x), answer
     mean = tiny_pair[1].split("heldout").mean(0)
@@ -311,7 +313,8 @@ def test_a_retraining_is_compared_with_what_ships(tmp_path):
     assert train_sae.differences(shipped, shipped) == []
     other = {"heldout": shipped["heldout"] | {"mmcs": [0.68]}}
     assert train_sae.differences(other, shipped) == ["mmcs 0.680, shipped 0.720"]
-    pair = Pair(saes=(), curve=None, about=shipped | {"recipe": dataclasses.asdict(RECIPE), "train_tokens": [5, 6], "train_explained_variance": [0.81, 0.8]})
+    pair = Pair(saes=(), curve=None, about=shipped | {"recipe": dataclasses.asdict(RECIPE), "train_tokens": [5, 6], "device": "cpu",
+                                                         "train_explained_variance": [0.81, 0.8]})
     row = train_sae.sweep_row(pair, 1.0)
     assert row["train_test_gap"] == pytest.approx(0.01) and row["n_tokens"] == 5
     train_sae.add_row(tmp_path / "sweep.csv", row | {"mmcs": 0.1})

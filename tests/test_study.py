@@ -126,6 +126,18 @@ def test_other_peoples_texts(seed_schema, tmp_path):
     assert probes and all(row["verdict"] != "PASS" and "ONE-REGISTER" in row["flags"] for row in probes)
 
 
+def test_two_studies_end_with_the_verdicts_of_the_one_that_is_reported(monkeypatch):
+    """What `make run` asks for: the random-weight twin's stages, then the study's own, whose report is the last."""
+    from lib import run as runner
+    shown, planned = [], []
+    monkeypatch.setattr(runner, "run_all", lambda jobs, **_: planned.extend(jobs) or 1)
+    monkeypatch.setattr(runner, "show_verdicts", shown.append)
+    runner.main(study=["smollm2-135m-random", "smollm2-135m"])
+    assert shown == ["smollm2-135m"] and [job[0] for job in planned if job[1] == "10_report"] == shown
+    runner.main(stages=["05_probe"], study=["smollm2-135m"])
+    assert shown == ["smollm2-135m"]
+
+
 def test_a_missing_key_is_one_line(outputs):
     done = run("01_generate", "--study", "tiny", "--set", "01_generate.generate=true", ANTHROPIC_API_KEY="")
     assert done.returncode == 2 and "ANTHROPIC_API_KEY" in done.stderr.strip().splitlines()[-1]

@@ -55,7 +55,7 @@ def replacing(saes, mean: torch.Tensor, keep: torch.Tensor):
         norms = hidden[0].float().norm(dim=-1)
         where = (keep & (norms <= SINK * norms[keep].median()))[:, None]
         x = hidden[0].float()
-        rows = [sae.decode(sae.encode(x)) for sae in saes] + [mean.expand_as(x), torch.zeros_like(x)]
+        rows = [sae.decode(sae.encode(x.to(sae.device))).to(x.device) for sae in saes] + [mean.expand_as(x), torch.zeros_like(x)]
         return torch.cat([hidden, *(torch.where(where, row, x).to(hidden.dtype)[None] for row in rows)])
     return edit
 

@@ -52,11 +52,11 @@ class Recipe:
     """Everything the weights depend on beside the data and the seed. `n_samples`: training tokens, repeats counted."""
 
     architecture: str = "topk"
-    d_sae: int = 1152
-    k: int = 32
+    d_sae: int = 768
+    k: int = 24
     lr: float = 3e-3
     batch: int = 512
-    n_samples: int = 700_000
+    n_samples: int = 1_500_000
     warm_up: float = 0.02
     decay: float = 0.2
     dead_window: int = 200
@@ -246,7 +246,8 @@ def train_pair(shards: Shards, recipe: Recipe, *, about: dict, tokens_per_latent
     saes, curve = fit("corpus", [shard_blocks(shards, half) for half in halves])
     trained = measured(saes, heldout, ce)
     in_sample = [measure([sae], shards.split(half, n_check))["explained_variance"][0] for sae, half in zip(saes, halves, strict=True)]
-    found = {"recipe": asdict(recipe), "seeds": list(seeds), "corpus": shards.identity, "train_tokens": n_tokens,
+    where = torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
+    found = {"recipe": asdict(recipe), "seeds": list(seeds), "corpus": shards.identity, "train_tokens": n_tokens, "device": where,
              "train_explained_variance": in_sample, "heldout": trained, "nulls": {}}
     untrained = [inference(build(recipe, heldout.shape[1], seed=seed, about=hook)) for seed in seeds]
     found["mmcs_with_own_start"] = [mmcs(a.W_dec.numpy(force=True), b.W_dec.numpy(force=True)) for a, b in zip(saes, untrained, strict=True)]

@@ -15,6 +15,7 @@ from typing import Annotated
 import pandas as pd
 import torch
 import typer
+from filelock import FileLock
 
 from lib.errors import BadInput
 from lib.model import sae, weights
@@ -42,18 +43,19 @@ def sweep_row(pair: Pair, minutes: float) -> dict:
     """One configuration: recipe, tokens, the worse seed's gates on held-out tokens, cross-seed agreement."""
     held, about = pair.about["heldout"], pair.about
     gap = max(a - b for a, b in zip(about["train_explained_variance"], held["explained_variance"], strict=True))
-    return {**{name: about["recipe"][name] for name in RECIPE}, "n_tokens": min(about["train_tokens"]), "mmcs": held["mmcs"][0],
-            "explained_variance": min(held["explained_variance"]), "train_test_gap": gap, "dead": max(held["dead"]), "minutes": minutes}
+    return {**{name: about["recipe"][name] for name in RECIPE}, "n_tokens": min(about["train_tokens"]),
+            "device": about["device"], "mmcs": held["mmcs"][0], "explained_variance": min(held["explained_variance"]),
+            "train_test_gap": gap, "dead": max(held["dead"]), "minutes": minutes}
 
 
 def add_row(path: Path, row: dict) -> pd.DataFrame:
-    """The table in `path` with one more configuration; one that was there is replaced."""
-    rows = pd.read_csv(path).to_dict("records") if path.exists() else []
-    key = (*RECIPE, "n_tokens")
-    table = pd.DataFrame([*(old for old in rows if any(old[name] != row[name] for name in key)), row])
-    text = io.StringIO()
-    table.to_csv(text, index=False, float_format="%.4g")
-    write_atomic(path, text.getvalue().encode())
+    """The table in `path` with one more configuration; one that was there is replaced. Sweeps may run side by side."""
+    key, text = (*RECIPE, "n_tokens", "device"), io.StringIO()
+    with FileLock(weights.cache_dir() / "sweep.lock"):
+        rows = pd.read_csv(path).to_dict("records") if path.exists() else []
+        table = pd.DataFrame([*(old for old in rows if any(old[name] != row[name] for name in key)), row])
+        table.to_csv(text, index=False, float_format="%.6g")
+        write_atomic(path, text.getvalue().encode())
     return table
 
 
@@ -73,6 +75,7 @@ def main(
     d_sae: Annotated[int | None, typer.Option(help="Latents.")] = None,
     k: Annotated[int | None, typer.Option(help="Latents active on a token.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Tokens of a step.")] = None,
     architecture: Annotated[str | None, typer.Option(help="topk, batchtopk or jumprelu.")] = None,
     n_ce: Annotated[int, typer.Option(help="Held-out tokens for the cross-entropy recovered.")] = 4_000,
     sweep: Annotated[bool, typer.Option("--sweep", help="Only add this recipe to the table of configurations.")] = False,
@@ -82,7 +85,7 @@ def main(
     if threads:
         torch.set_num_threads(threads)
     params = load_params(study)
-    given = {"n_tokens": n_tokens, "n_samples": n_samples, "d_sae": d_sae, "k": k, "lr": lr, "architecture": architecture}
+    given = {"n_tokens": n_tokens, "n_samples": n_samples, "d_sae": d_sae, "k": k, "lr": lr, "batch": batch, "architecture": architecture}
     options = stage_options(params) | {name: value for name, value in given.items() if value is not None}
     source, n_tokens = options.pop("corpus_name"), options.pop("n_tokens")
     recipe = Recipe(**options)

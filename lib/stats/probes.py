@@ -85,7 +85,8 @@ def probe(X: np.ndarray, texts: pd.DataFrame, *, thresholds: Probes, model_id: s
     X = check_activations(X, texts, layer)
     rows = np.flatnonzero((texts["condition"] == "empathy").to_numpy() & texts["label"].isin(CLASSES).to_numpy())
     about = Result(criterion="probes", model_id=model_id, layer=layer, metric="transfer AUROC", literal_value=None,
-                   literal_verdict=INCONCLUSIVE, verdict=INCONCLUSIVE, reason="", n=len(rows), seed=seed)
+                   literal_verdict=INCONCLUSIVE, verdict=INCONCLUSIVE, reason="", n=len(rows), seed=seed,
+                   flags=("ONE-REGISTER",) if texts["register"].iloc[rows].nunique() == 1 else ())
     try:
         material = make_material(texts.iloc[rows], seed=seed, n_repeats=n_repeats)
     except BadInput as error:
