@@ -1,4 +1,4 @@
-"""A real JupyterLab with a real kernel and Chromium on it, for the tests of the filter card."""
+"""A real JupyterLab with a real kernel and Chromium on it, for the tests of what is used by hand."""
 
 import json
 import os
@@ -42,9 +42,9 @@ def texts_of(n: int, *, registers=("plain", "counter"), hostile: dict | None = N
     return pd.DataFrame(rows, columns=columns).assign(untouched=True)
 
 
-def notebook(folder: Path, name: str, **parameters) -> Path:
-    """A copy of the stage's notebook whose parameters cell holds these values, as a person would type them."""
-    content = jupytext.read(ROOT / "notebooks" / "02_filter.py")
+def notebook(folder: Path, name: str, *, of: str = "02_filter", **parameters) -> Path:
+    """A copy of a notebook whose parameters cell holds these values, as a person would type them."""
+    content = jupytext.read(ROOT / "notebooks" / f"{of}.py")
     for cell in content.cells:
         if "parameters" in cell.metadata.get("tags", []):
             cell.source = "\n".join([cell.source, *(f"{name} = {value!r}" for name, value in parameters.items())])

@@ -1,4 +1,4 @@
-"""The playground: sides, colours and escapes, by calls."""
+"""The playground: sides, colours and escapes by calls; the page itself in JupyterLab, driven in Chromium."""
 
 import time
 
@@ -8,6 +8,7 @@ import pytest
 from lib.errors import BadInput
 from lib.model import playground
 from lib.model.playground import Choice, Panel, Player, Side
+from tests.lab import chromium, jupyterlab, notebook, run_all
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +108,23 @@ def test_pieces_add_up_to_the_text(player):
     tokens = player.tokenizer("Café 😀 über", add_special_tokens=False)["input_ids"]
     parts = playground.pieces(player.tokenizer, tokens)
     assert "".join(parts) == player.tokenizer.decode(tokens) and len(parts) == len(tokens)
+
+
+@pytest.mark.browser
+def test_the_page_in_jupyterlab(outputs, tmp_path):
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    notebook(folder, "playground", of="00_playground", studies=["tiny"])
+    with jupyterlab(folder) as lab, chromium() as new_page:
+        page = new_page()
+        page.goto(lab.url("playground.ipynb"))
+        page.locator(".jp-Notebook").first.wait_for(timeout=120_000)
+        page.get_by_text("| Idle").first.wait_for(timeout=120_000)
+        run_all(page)
+        page.fill(".playground-scenario textarea", "My train is late <img src=x onerror=alert(1)>")
+        page.press(".playground-scenario textarea", "Tab")
+        page.click(".playground-go")
+        page.wait_for_selector('.playground-status:has-text("log-perplexity ratio")', timeout=120_000)
+        plain, edited, status, words = (page.inner_text(f".playground-{name}") for name in ("plain", "edited", "status", "words"))
+        assert not page.errors and plain.strip() and edited.strip() and plain != edited
+        assert "band of unsteered replies" in status and "raises" in words

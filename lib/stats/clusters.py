@@ -6,6 +6,8 @@ scenario, so a topic cannot make a cluster, and reduced to 20 principal componen
 silhouette's best k is reported as the literal value only: it is at least 2 by construction, and 2 on structureless data.
 """
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -222,8 +224,10 @@ def clusters(latents: list[np.ndarray], baselines: dict[str, np.ndarray], texts:
     sizes = {"k": thresholds.k, "seed": seed, "n_surrogates": n_surrogates, "n_permutations": n_permutations}
     if reason := too_little(texts, MIN_CLUSTERS):
         return undecided(reason, texts, model_id=model_id, layer=layer, seed=seed)
-    main = [cluster_table(prepare(z, texts), n_bootstraps=n_bootstraps, **sizes) for z in latents]
-    others = {name: cluster_table(prepare(x, texts), n_bootstraps=0, **sizes) for name, x in baselines.items()}
+    tables = [*((z, n_bootstraps) for z in latents), *((x, 0) for x in baselines.values())]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        made = list(pool.map(lambda each: cluster_table(prepare(each[0], texts), n_bootstraps=each[1], **sizes), tables))
+    main, others = made[:len(latents)], dict(zip(baselines, made[len(latents):], strict=True))
     named = {f"SAE seed {number}": each for number, each in enumerate(main)} | others
     worst, first = min(main, key=lambda each: each.ari), main[0]
     rates = literal_rates(first.table, k=thresholds.k, seed=seed)
