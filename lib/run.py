@@ -36,6 +36,7 @@ from lib.stages import (
 )
 from lib.store import Study, outputs_root, read_json, sha256, to_json, write_atomic
 from lib.text.filtering import journal_hashes
+from lib.timing import Peak, write_costs
 
 console = Console(stderr=True, soft_wrap=True, highlight=False)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -125,15 +126,16 @@ def run_stage(run: str, stage: str, params: Params, parameters: dict, *, force: 
         if record["fingerprint"] == mark and (root / f"{stage}.ipynb").exists() and intact(root, record):
             return False
     start = time.monotonic()
-    execute(stage, root, parameters)
-    record = {"fingerprint": mark, "outputs": outputs_of(root, stage), "seconds": round(time.monotonic() - start, 1)}
+    with Peak() as peak:
+        execute(stage, root, parameters)
+    record = {"fingerprint": mark, "outputs": outputs_of(root, stage), "seconds": round(time.monotonic() - start, 1), "peak_mb": round(peak.bytes / 1e6)}
     write_atomic(record_path(root, stage), to_json(record))
     return True
 
 
 def run_all(jobs, *, variant: str, changes: dict, dataset: Path | None, force: bool) -> int:
-    """Run the planned stages one after the other; prints a line each. Returns how many ran."""
-    ran = 0
+    """Run the planned stages one after the other; prints a line each, and what they cost. Returns how many ran."""
+    ran: dict[Path, set[str]] = {}
     for number, (name, stage, params) in enumerate(jobs, start=1):
         run = f"{name}--{variant}" if variant else name
         root = outputs_root() / run
@@ -146,10 +148,13 @@ def run_all(jobs, *, variant: str, changes: dict, dataset: Path | None, force: b
                 did = run_stage(run, stage, params, parameters, force=force)
         except Timeout:
             raise BadInput(f"{run}: another run is at work on this study; wait for it or stop it") from None
-        ran += did
+        if did:
+            ran.setdefault(root, set()).add(stage)
         state = f"{time.monotonic() - start:.0f} s" if did else "up to date"
         console.print(f"[{number:>2}/{len(jobs)}] {run:<24} {stage:<16} {state}")
-    return ran
+    for root, stages in ran.items():
+        console.print(write_costs(root, stages))
+    return sum(map(len, ran.values()))
 
 
 def show_verdicts(run: str) -> None:

@@ -20,7 +20,7 @@
 import pandas as pd
 from IPython.display import display
 
-from lib.report import figures, html
+from lib.report import exports, figures, html
 from lib.report.collect import collect, collect_one
 from lib.report.sections import answer, majorities, parts_of, texts_note
 from lib.stats.known_answers import known_answers
@@ -81,6 +81,12 @@ print(f"{name}: {len(page) / 1e6:.1f} MB")
 
 # %% [markdown]
 # ## Save
+# The decision table also leaves as CSV, Markdown and LaTeX.
+
+# %%
+decision = exports.decision_table(collected)
+for kind, content in (("csv", exports.csv(decision)), ("md", exports.markdown(decision).encode()), ("tex", exports.latex(decision).encode())):
+    home.save(f"report/decision.{kind}", content)
 
 # %%
 own = collect_one(home.run, "10_report")

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 import urllib.request
 from contextlib import contextmanager, suppress
@@ -203,3 +204,17 @@ def chromium():
             return page
         yield new_page
         browser.close()
+
+
+def axe_source(folder: Path) -> str:
+    """The source of axe-core, from npm."""
+    done = subprocess.run(["npm", "pack", "axe-core@4.14.1", "--silent"], cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, f"npm could not fetch axe-core: {done.stderr[-300:]}"
+    with tarfile.open(next(folder.glob("*.tgz"))) as archive:
+        return archive.extractfile("package/axe.min.js").read().decode()
+
+
+def serious(page, selector: str) -> list[str]:
+    """axe's serious and critical violations in a part of a page that holds axe."""
+    found = page.evaluate(f"async () => (await axe.run(document.querySelector('{selector}'))).violations")
+    return [f"{v['id']}: {v['nodes'][0]['html'][:120]}" for v in found if v["impact"] in ("serious", "critical")]

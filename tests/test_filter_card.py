@@ -20,6 +20,7 @@ from lib.text.labels import REASONS, fold, read_journal
 from tests import lab
 from tests.lab import (
     CARD,
+    axe_source,
     chromium,
     ended,
     focus,
@@ -28,6 +29,7 @@ from tests.lab import (
     open_card,
     press,
     save_raw,
+    serious,
     texts_of,
     undisturbed,
 )
@@ -346,17 +348,7 @@ def test_a_second_kernel_says_that_it_is_read_only(server, browser, start):
 
 @pytest.fixture(scope="module")
 def axe(tmp_path_factory) -> str:
-    """The source of axe-core, from npm."""
-    folder = tmp_path_factory.mktemp("axe")
-    done = subprocess.run(["npm", "pack", "axe-core@4.14.1", "--silent"], cwd=folder, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, f"npm could not fetch axe-core: {done.stderr[-300:]}"
-    with tarfile.open(next(folder.glob("*.tgz"))) as archive:
-        return archive.extractfile("package/axe.min.js").read().decode()
-
-
-def serious(page) -> list[str]:
-    found = page.evaluate(f"async () => (await axe.run(document.querySelector('{CARD}'))).violations")
-    return [f"{v['id']}: {v['nodes'][0]['html'][:120]}" for v in found if v["impact"] in ("serious", "critical")]
+    return axe_source(tmp_path_factory.mktemp("axe"))
 
 
 @pytest.mark.parametrize("theme", ["Dark", "Light"])
@@ -368,11 +360,11 @@ def test_nothing_serious_for_axe_and_it_fits(server, start, axe, theme):
     card = page.locator(CARD)
     assert page.evaluate("document.body.dataset.jpThemeLight") == ("false" if theme == "Dark" else "true")
     page.add_script_tag(content=axe)
-    assert not serious(page)
+    assert not serious(page, CARD)
     for _ in range(48):
         press(page, "a")
     page.keyboard.press("r")
-    assert not serious(page)
+    assert not serious(page, CARD)
     press(page, "2")
     press(page, "f")
     press(page, "p")
@@ -380,14 +372,14 @@ def test_nothing_serious_for_axe_and_it_fits(server, start, axe, theme):
     for keys in ("l", "?", "e1"):
         for key in keys:
             page.keyboard.press(key)
-        assert not serious(page)
+        assert not serious(page, CARD)
     page.keyboard.press("Escape")
     press(page, "i")
-    assert not serious(page)
+    assert not serious(page, CARD)
     page.keyboard.press("b")
     page.get_by_role("button", name="confirm").wait_for(timeout=60_000)
     page.locator(".fc-panel details summary").click()
-    assert not serious(page)
+    assert not serious(page, CARD)
     assert card.evaluate("node => node.scrollWidth <= node.clientWidth + 1")
     page.get_by_role("button", name="leave out").first.click()
     page.get_by_text("chosen: out").wait_for(timeout=60_000)

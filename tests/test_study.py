@@ -46,6 +46,8 @@ def test_everything_is_there(finished):
         assert (root / f"{stage}.ipynb").exists() and (root / f"{stage}.stage.json").exists()
     assert (root / "preregistration.json").exists() and (finished / "report.html").exists()
     assert not list(root.glob("*.failed.ipynb")) and not list(root.glob(".*running*"))
+    cost = json.loads((root / "timing.json").read_text())["stages"]
+    assert [row["stage"] for row in cost] == list(STAGES) and all(row["ran"] and row["seconds"] > 0 and row["peak_mb"] > 50 for row in cost)
     found = {row["criterion"] for content in metrics(root).values() for row in content.get("results", [])}
     assert found == {"separation", "probes", "clusters", "convergence", "specificity", "causality", "bandwidth"}
 

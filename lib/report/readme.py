@@ -12,23 +12,19 @@ from lib.errors import BadInput
 from lib.params import ROOT
 from lib.report import figures
 from lib.report.collect import collect
-from lib.report.html import estimate, number
+from lib.report.exports import cells, markdown
 from lib.stats.verdicts import CRITERIA
 from lib.store import to_json, write_atomic
 
 KEPT = ("study", "criterion", "literal_value", "literal_verdict", "verdict", "reason", "estimate", "ci_low", "ci_high", "null",
         "text_baseline", "text_baseline_name", "flags", "artifact")
+SHOWN = ("study", "criterion", "literal", "calibrated", "estimate [95%]", "text baseline", "flags")
 START, STOP = "<!-- verdicts -->", "<!-- /verdicts -->"
 
 
 def table(rows: list[dict]) -> str:
     """The verdict table as Markdown."""
-    lines = ["| study | criterion | literal | calibrated | estimate [95%] | text baseline | flags |", "| --- | --- | --- | --- | --- | --- | --- |"]
-    for row in rows:
-        baseline = "–" if row["text_baseline"] is None else f"{number(row['text_baseline'])} ({row['text_baseline_name']})"
-        literal = "–" if row["literal_value"] is None else f"{number(row['literal_value'])} {row['literal_verdict']}"
-        lines.append(f"| {row['study']} | {row['criterion']} | {literal} | **{row['verdict']}** | {estimate(row)} | {baseline} | {row['flags'] or '–'} |")
-    return "\n".join(lines)
+    return markdown(pd.DataFrame([cells(row) for row in rows])[list(SHOWN)])
 
 
 def filled(readme: str, rows: list[dict]) -> str:

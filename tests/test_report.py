@@ -1,0 +1,140 @@
+"""The report: every number is an artifact's, a study that is missing or foreign says so, and the page opens anywhere."""
+
+import csv
+import json
+import random
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from lib.report.exports import csv as csv_of
+from lib.report.exports import markdown
+from lib.stats.verdicts import CRITERIA, Result
+from lib.store import Study
+from tests.conftest import ROOT, run
+from tests.lab import axe_source, chromium, serious
+
+HOSTILE = "<img src=x onerror=alert(1)> $\\LaTeX$ | =cmd"
+STAGE_OF = {"separation": ("05_probe", "separation"), "probes": ("05_probe", "probe"), "clusters": ("04_sae", "sae"),
+            "convergence": ("06_converge", "converge"), "specificity": ("07_specificity", "specificity"),
+            "causality": ("08_causality", "causality"), "bandwidth": ("09_bandwidth", "bandwidth")}
+
+
+def result(criterion: str, name: str, rng: random.Random) -> Result:
+    low, value, high = sorted(rng.uniform(-1, 1) for _ in range(3))
+    return Result(criterion=criterion, model_id=name, layer=15, metric=f"{criterion} {HOSTILE}", literal_value=rng.random(), literal_verdict="PASS",
+                  verdict=rng.choice(["PASS", "FAIL", "INCONCLUSIVE"]), reason=HOSTILE, flags=("GENERIC",), estimate=value, ci_low=low, ci_high=high,
+                  p=rng.random(), null="permuted", p_literal_N0=rng.random(), p_literal_N1=rng.random(), text_baseline=rng.random(), text_baseline_name=HOSTILE)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """Outputs with made-up results of two studies, one criterion damaged and one simulated, and the report made of them."""
+    folder = tmp_path_factory.mktemp("outputs")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("EMPATHY_OUTPUTS", str(folder))
+    for name, criteria in (("smollm2-135m", CRITERIA), ("gemma3-270m", CRITERIA[:3])):
+        rng = random.Random(name)
+        for criterion in criteria:
+            stage, part = STAGE_OF[criterion]
+            Study(name, stage).save_results(f"{part}/metrics.json", [result(criterion, name, rng)])
+    damaged = folder / "gemma3-270m/probe/metrics.json"
+    damaged.write_bytes(damaged.read_bytes().replace(b"0.", b"1.", 1))
+    about = folder / "gemma3-270m/sae/metrics.json.meta.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"source": "simulated"}))
+    done = run("10_report", "--study", "smollm2-135m", EMPATHY_OUTPUTS=str(folder))
+    patch.undo()
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder
+
+
+class Table(HTMLParser):
+    """Rows of cells of the first table of a page."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.rows, self.inside = [], False
+        self.feed(page[page.index('id="decision"'):page.index('id="majority"')])
+
+    def handle_starttag(self, tag, attributes):
+        if tag == "tr":
+            self.rows.append([])
+        self.inside = tag == "td" or (self.inside and tag != "tr")
+        if tag == "td":
+            self.rows[-1].append("")
+
+    def handle_data(self, data):
+        if self.inside and self.rows and self.rows[-1]:
+            self.rows[-1][-1] += data
+
+
+def shown(value: float) -> str:
+    return f"{value:.2f}"
+
+
+def test_25_numbers_of_the_page_are_those_of_their_artifacts(published):
+    rows = [row for row in Table((published / "report.html").read_text()).rows if len(row) > 5]
+    numbers = []
+    for row in rows:
+        artifact = re.search(r"[\w.-]+/\w+/metrics\.json", row[10])[0]
+        stored = next(r for r in json.loads((published / artifact).read_text())["results"] if r["criterion"] == row[1].split(" ")[0].removesuffix(r["metric"]) or row[1].startswith(r["criterion"]))
+        numbers += [(row[2].split()[0], shown(stored["literal_value"])), (row[3], f"{shown(stored['p_literal_N0'])} / {shown(stored['p_literal_N1'])}"),
+                    (row[5], f"{shown(stored['estimate'])} [{shown(stored['ci_low'])}, {shown(stored['ci_high'])}]"), (row[6], f"{stored['p']:.3f}"),
+                    (row[8].split()[0], shown(stored["text_baseline"]))]
+    chosen = random.Random(0).sample(numbers, 25)
+    assert len(rows) == 8 and all(there == stored for there, stored in chosen), chosen
+
+
+def test_the_exports_say_what_the_page_says(published):
+    table = list(csv.DictReader((published / "smollm2-135m/report/decision.csv").read_text().splitlines()))
+    metrics = {row["criterion"]: row for row in json.loads((published / "smollm2-135m/report/metrics.json").read_text())["results"]}
+    own = {row["criterion"]: row for row in table if row["study"] == "smollm2-135m"}
+    assert set(own) == set(metrics) == set(CRITERIA)
+    assert all(own[c]["calibrated"] == row["verdict"] and own[c]["estimate [95%]"].startswith(shown(row["estimate"])) for c, row in metrics.items())
+    lines = (published / "smollm2-135m/report/decision.md").read_text().splitlines()
+    assert len(lines) == len(table) + 2 and len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+    latex = (published / "smollm2-135m/report/decision.tex").read_text()
+    assert r"\$\textbackslash LaTeX\$" in latex and "<img" not in "\n".join(lines)
+
+
+def test_what_is_missing_damaged_or_simulated_says_so(published):
+    table = list(csv.DictReader((published / "smollm2-135m/report/decision.csv").read_text().splitlines()))
+    said = {(row["study"], row["criterion"]): row["calibrated"] for row in table}
+    assert said["llama-3.1-8b", "probes"] == "not run"
+    assert "differs" in said["gemma3-270m", "probes"] or "sha256" in said["gemma3-270m", "probes"]
+    assert "simulated" in said["gemma3-270m", "clusters"] and said["gemma3-270m", "separation"] in ("PASS", "FAIL", "INCONCLUSIVE")
+
+
+def test_cells_cannot_start_a_formula_or_a_column():
+    import pandas as pd
+    table = pd.DataFrame({"calibrated": ["=1+1", "-0.94", "-x"], "b": ["a|b", "@x", "<b>"]})
+    assert list(csv.reader(csv_of(table).decode().splitlines()))[1:] == [["'=1+1", "a|b"], ["-0.94", "'@x"], ["'-x", "<b>"]]
+    assert markdown(table).splitlines()[2] == r"| **=1+1** | a\|b |"
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 400])
+def test_the_page_opens_offline(published, tmp_path, width):
+    with chromium() as new_page:
+        page = new_page(width, 900)
+        page.context.set_offline(True)
+        said = []
+        page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto((published / "report.html").as_uri())
+        page.wait_for_load_state("load")
+        assert not said and not page.errors
+        assert page.evaluate("document.documentElement.scrollWidth") <= width + 1, "the page is wider than the window"
+        page.add_script_tag(content=axe_source(tmp_path))
+        assert not serious(page, "main")
+    assert (published / "report.html").stat().st_size < 15e6
+
+
+def test_readme_numbers_are_traced():
+    """Every row of README's verdict table is a row of docs/result.json, which names the artifact it came from."""
+    path = ROOT / "docs/result.json"
+    rows = json.loads(path.read_text()) if path.exists() else []
+    readme = (ROOT / "README.md").read_text()
+    for row in rows:
+        assert row["artifact"].startswith(f"{row['study']}/") and f"| {row['study']} | {row['criterion']} |" in readme
