@@ -38,11 +38,14 @@ print(resid.shape, "text, d_model at layer", layer)
 # %% [markdown]
 # ## Overlap of the structures
 # O is built from inner products over different scenarios only, so shared noise cannot inflate it. O between the two
-# controls is the yardstick: two contrasts that share nothing but three styles.
+# controls is the yardstick: two contrasts that share nothing but three styles. Words alone make a structure of their
+# own, so a PASS also needs empathy in the counter register to be nearer than the controls; the embedding layer, which knows
+# nothing but words, stands beside it.
 
 # %%
 report = specificity(resid, texts, thresholds=home.params.thresholds.specificity, model_id=home.params.model.model_id,
-                     layer=layer, seed=seed, n_permutations=n_permutations)
+                     layer=layer, seed=seed, n_permutations=n_permutations,
+                     words=home.load_tensors("activations/embedding.safetensors")["embedding"])
 print(report.result, report.result.power, sep="\n    ")
 display(report.overlap.round(3))
 

@@ -7,8 +7,6 @@ import re
 import shutil
 import signal
 import statistics
-import subprocess
-import tarfile
 from contextlib import suppress
 from pathlib import Path
 

@@ -350,6 +350,7 @@ def test_power_says_what_could_have_been_seen():
     assert "no number of triplets" in said(lexical=0.9)
     assert "more triplets would decide it (FAIL)" in said(T=0.6, adjusted=0.62, lexical=0.62, se=0.05, p=0.5)
     assert "would not decide it" in said(T=0.7, adjusted=0.7, lexical=0.72)
+    assert "more triplets would not decide it" in said(p_offsets=0.04)
 
 
 def test_the_clusters_asked_for_would_decide():

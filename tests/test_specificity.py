@@ -280,3 +280,24 @@ def test_undefined_overlap_has_an_undefined_interval():
     rows, found = overlap_rows(products, "euclidean", equivalence=EQUIVALENCE)
     assert all(np.isnan(row["O"]) for row in rows) and all(np.isnan(o.high) for o in found.values())
     assert not rows[0]["magnitude_equivalent"] and jackknife(lambda p: p[..., 0, 0], products).estimate == 0
+
+
+@pytest.mark.parametrize(("shared", "verdict"), [(1.0, PASS), (0.0, INCONCLUSIVE)])
+def test_a_structure_of_words_is_no_pass(shared, verdict):
+    """Unlike both controls in either case; but only a structure that is there in other words too is empathy's own."""
+    spread, rng = simulate.power_law(40, decay=0.0), np.random.default_rng(5)
+    offsets = structures(0.0, reliability=0.9, spread=spread, rng=rng)
+    other = structures(0.0, reliability=0.9, spread=spread, rng=rng)[0]
+    blocks = draw_blocks(offsets, spread=spread, rng=rng)
+    counter = simulate.draw(N, shared * offsets[0] + (1 - shared) * other, spread=spread, rng=rng)
+    X, texts = simulate.as_texts({**{(CONDITIONS[part], "plain"): values for part, (values, _) in blocks.items()}, ("empathy", "counter"): counter})
+    result = run(X, texts).result
+    assert result.verdict == verdict, result.reason
+    assert ("LEXICAL" in result.flags) == (verdict == INCONCLUSIVE) == ("other words" in result.reason)
+
+
+def test_the_text_baseline_is_the_overlap_of_the_words():
+    X, texts = planted(0.0)
+    again = specificity(X, texts, thresholds=THRESHOLDS, model_id="planted", layer=3, seed=0, n_permutations=20, words=planted(1.0)[0]).result
+    assert again.text_baseline > 0.8 and "embedding" in again.text_baseline_name and "ONE-REGISTER" in again.flags
+    assert run(X, texts, 20).result.text_baseline is None

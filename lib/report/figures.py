@@ -13,7 +13,7 @@ pio.renderers.default = "plotly_mimetype+notebook"  # shows in JupyterLab, and o
 
 COLOURS = {"cognitive": "#0072B2", "affective": "#D55E00", "instrumental": "#009E73", "neutral": "#777777",
            "C/A": "#CC79A7", "C/I": "#0072B2", "A/I": "#D55E00", "macro": "#000000",
-           "empathy": "#D55E00", "formality": "#0072B2", "null": "#BBBBBB", "cognitive-affective": "#CC79A7"}
+           "empathy": "#D55E00", "formality": "#E69F00", "null": "#BBBBBB", "cognitive-affective": "#CC79A7"}
 VERDICTS = {"PASS": "#009E73", "FAIL": "#D55E00", "INCONCLUSIVE": "#777777"}
 BAND = "rgba(150,150,150,0.25)"
 

@@ -1,6 +1,5 @@
 """Figures of experiment A and of convergence: training, the number of clusters, the map, and the cosines."""
 
-import html
 import textwrap
 
 import numpy as np
@@ -11,7 +10,6 @@ from scipy.spatial import ConvexHull, QhullError
 
 from lib.report.figures import BAND, COLOURS, error_bars, styled
 
-COLOURS_PASSED = {True: "#FFFFFF", False: "#F8DDCC"}
 SHADES = ("#000000", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
 
 
@@ -85,39 +83,21 @@ def cosine_figure(cosines: pd.DataFrame) -> go.Figure:
     return styled(figure, "Do clusters found without labels point where the labels point?", x="cluster matched to", height=440)
 
 
-def table_figure(table: pd.DataFrame, title: str, *, widths: list[float], colours: list[str] | None = None, height: int) -> go.Figure:
-    """A table as a figure, for what is read rather than seen; `colours` tint the rows."""
-    shown = [[f"{value:.2f}" if isinstance(value, float) and value == value else "" if value != value else str(value) for value in table[name]] for name in table]
-    figure = go.Figure(go.Table(
-        columnwidth=widths, header={"values": [f"<b>{name}</b>" for name in table], "align": "left", "fill_color": "#EEEEEE"},
-        cells={"values": shown, "align": "left", "height": 24, "fill_color": [colours or "#FFFFFF"] * table.shape[1]}))
-    figure = styled(figure, title, height=height)
-    return figure.update_layout(margin={"l": 10, "r": 10, "t": 50, "b": 10})
-
-
-def gates_figure(gates: pd.DataFrame) -> go.Figure:
-    """Every gate with its value, bound and nulls; what fails is tinted."""
+def gates_shown(gates: pd.DataFrame) -> pd.DataFrame:
+    """Every gate with its value, bound and nulls, to be read."""
     nulls = [name for name in gates if name not in ("gate", "value", "rule", "bound", "passed")]
-    shown = pd.DataFrame({"gate": gates.gate.str.replace("_", " "), "value": gates.value.astype(float), "needed": [f"{'≥' if r == '>=' else '≤'} {b:g}" for r, b in zip(gates.rule, gates.bound, strict=True)],
-                          "passed": np.where(gates.passed, "yes", "no"), **{f"null: {name.replace('_', ' ')}": gates[name].astype(float) for name in nulls}})
-    colours = [COLOURS_PASSED[bool(passed)] for passed in gates.passed]
-    return table_figure(shown, "Is the sparse autoencoder good enough to be clustered?", widths=[2] + [1] * (shown.shape[1] - 1), colours=colours, height=130 + 32 * len(shown))
+    return pd.DataFrame({"gate": gates.gate.str.replace("_", " "), "value": gates.value.astype(float), "needed": [f"{'≥' if r == '>=' else '≤'} {b:g}" for r, b in zip(gates.rule, gates.bound, strict=True)],
+                         "passed": np.where(gates.passed, "yes", "NO"), **{f"null: {name.replace('_', ' ')}": gates[name].astype(float) for name in nulls}})
 
 
-def what_figure(what: pd.DataFrame) -> go.Figure:
+def clusters_shown(what: pd.DataFrame) -> pd.DataFrame:
     """What each cluster of the first SAE holds: its share of every type, its main context, words and strongest latents."""
     rows = what[what.seed == 0]
     types = [name for name in rows if name.startswith("share_") and name != "share_context"]
     largest = rows[types].idxmax(axis=1).str.removeprefix("share_")
-    shown = pd.DataFrame({"cluster": rows.cluster.astype(str), "n": rows.n.astype(str), "mostly": [f"{kind} {share:.0%}" for kind, share in zip(largest, rows[types].max(axis=1), strict=True)],
-                          "context": [f"{name} {share:.0%}" for name, share in zip(rows.context, rows.share_context, strict=True)],
-                          "words": rows.words, "latents and their tokens": [wrapped(text, 70, 5) for text in rows.latents], "example": [wrapped(text, 50, 5) for text in rows.example]})
-    return table_figure(shown, "What are the clusters?", widths=[0.6, 0.5, 1.2, 1.5, 2, 4, 3], height=110 + 88 * len(shown))
-
-
-def wrapped(text: str, width: int, lines: int) -> str:
-    """Text cut to some lines, escaped for a table cell."""
-    return html.escape("\n".join(textwrap.wrap(str(text), width)[:lines])).replace("\n", "<br>")
+    return pd.DataFrame({"cluster": rows.cluster, "n": rows.n, "mostly": [f"{kind} {share:.0%}" for kind, share in zip(largest, rows[types].max(axis=1), strict=True)],
+                         "context": [f"{name} {share:.0%}" for name, share in zip(rows.context, rows.share_context, strict=True)],
+                         "words": rows.words, "latents and their tokens": rows.latents, "example": [textwrap.shorten(str(text), 200, placeholder=" …") for text in rows.example]})
 
 
 def convergence_figure(table: pd.DataFrame, cos_min: float) -> go.Figure:

@@ -1,8 +1,10 @@
 """The report's words and figures, computed from what was collected; no number is written by hand."""
 
+import pandas as pd
+
 from lib.report import figures, probe_figures, sae_figures
 from lib.report.collect import Collected
-from lib.report.html import estimate, figure_html
+from lib.report.html import estimate, figure_html, table_html
 from lib.stats.majority import majority
 from lib.stats.verdicts import CRITERIA, Result
 
@@ -56,10 +58,10 @@ def answer(collected: list[Collected], majority_rows: list[dict]) -> str:
 
 
 def part(row: dict | None, title: str, figure, alt: str) -> dict:
-    """One figure with the sentence that says how its criterion came out."""
+    """One figure or table with the sentence that says how its criterion came out."""
     said = "" if row is None else (f"{row['verdict']}: {row['reason']}. Estimate {estimate(row)}; literal {row['literal_verdict']}"
                                    f"; null: {row['null'] or 'see figure'}. {row['power']}".strip())
-    return {"title": title, "text": said, "figure": figure_html(figure, alt)}
+    return {"title": title, "text": said, "figure": table_html(figure, alt) if isinstance(figure, pd.DataFrame) else figure_html(figure, alt)}
 
 
 def parts_of(one: Collected, thresholds) -> list[dict]:
@@ -107,7 +109,7 @@ def unlabelled_parts(one: Collected, thresholds) -> list[dict]:
     curve, texts, table = one.table("sae/curve.csv"), one.table("sae/texts.csv"), one.table("converge/convergence.csv")
     gates, what, cosines = one.table("sae/gates.csv"), one.table("sae/what.csv"), one.table("converge/cosines.csv")
     if gates is not None:
-        found.append(part(None, "Is the sparse autoencoder good enough to be clustered?", sae_figures.gates_figure(gates),
+        found.append(part(None, "Is the sparse autoencoder good enough to be clustered?", sae_figures.gates_shown(gates),
                           "Every gate of the sparse autoencoder with its value, its bound and its value on nulls."))
     if curve is not None and texts is not None and len(curve):
         found.append(part(one.headline("clusters"), QUESTIONS["clusters"], sae_figures.gap_figure(curve, thresholds.clusters.k),
@@ -115,7 +117,7 @@ def unlabelled_parts(one: Collected, thresholds) -> list[dict]:
         found.append(part(None, "The texts by their first two components", sae_figures.map_figure(texts, list(dict.fromkeys(curve.representation))),
                           "Texts on the first two components of each representation, coloured by type, with cluster hulls."))
     if what is not None and len(what):
-        found.append(part(None, "What the clusters are", sae_figures.what_figure(what),
+        found.append(part(None, "What the clusters are", sae_figures.clusters_shown(what),
                           "Types, contexts, words and strongest latents of each cluster of the first autoencoder."))
     if table is not None and len(table):
         found.append(part(one.headline("convergence"), QUESTIONS["convergence"], sae_figures.convergence_figure(table, thresholds.convergence.cos_min),
@@ -147,9 +149,12 @@ def intervention_parts(one: Collected, thresholds) -> list[dict]:
     found, metrics = [], one.json("causality/metrics.json") or {}
     matrix, doses = one.table("causality/selectivity.csv"), one.table("causality/doses.csv")
     if matrix is not None:
+        if metrics.get("dose") == 0:  # rows of zeros would look like a finding
+            matrix = matrix[~matrix.edit.str.startswith("steer")]
         control = metrics.get("positive_control", {})
         said = ("Positive control: formality steering moves formality inside the coherent range. " if control.get("shown")
                 else "The method's sensitivity was not shown on this model: formality steering did not move formality inside the coherent range. ")
+        said += "" if metrics.get("dose") != 0 else "Steering is not in the table: no dose of both directions stayed coherent. "
         monitored = {name: found for name, found in ((metrics.get("judge") or {}).get("monitoring") or {}).items() if found["r"] is not None}
         said += ("Monitoring, projection of the prompt against the judged style: " + "; ".join(f"{name} r = {v['r']:.2f} [{v['ci_low']:.2f}, {v['ci_high']:.2f}]" for name, v in monitored.items())
                  if monitored else "Monitoring was not measured: it needs a judge") + "."

@@ -106,6 +106,8 @@ def power(e: Evidence, thresholds: Probes, *, n_clusters: int) -> str:
         return said
     if "LEAKY" in flags(e, thresholds):
         return f"{said}; no number of triplets in these words decides it"
+    if "GENERIC" in flags(e, thresholds):
+        return f"{said}; more triplets would not decide it: how often unrelated offsets transfer depends on the effective dimension"
     to_pass, to_fail = clusters_needed(e, thresholds, n_clusters=n_clusters)
     if min(to_pass, to_fail) == inf:
         return f"{said}; the values seen lie between the bounds, so more triplets alone would not decide it"

@@ -3,6 +3,9 @@
 Three conditions with three classes each: empathy E (C, A, I), valence-stripped V and non-empathy emotional N. Their
 class structures are compared by the overlap O (`lib.stats.overlap`) and by condition transfer (`lib.stats.carryover`).
 The literal reading, "controls show a different structure", takes plain means, and passes on noise.
+
+Words alone make a structure too, and it differs from that of other texts: a network with random weights would pass. So
+a PASS also needs empathy in other words to be nearer to empathy than the controls are: O of the two registers above theirs.
 """
 
 from dataclasses import dataclass
@@ -40,9 +43,11 @@ class SpecificityReport:
 
 
 def specificity(X: np.ndarray, texts: pd.DataFrame, *, thresholds: Specificity, model_id: str, layer: int, seed: int,
-                n_permutations: int) -> SpecificityReport:
-    """Criterion 5 on the activations `X` [text, d_model] of one layer, plain register only.
+                n_permutations: int, words: np.ndarray | None = None) -> SpecificityReport:
+    """Criterion 5 on the activations `X` [text, d_model] of one layer: conditions compared in the plain register.
 
+    Flags: LEXICAL where empathy's structure in the counter register is not nearer than the controls', ONE-REGISTER where
+    there is none. `words` [text, d] is a representation that knows nothing but words; its overlap is the text baseline.
     Raises BadInput on activations that are not finite or do not fit the texts; a condition with too few clusters gives
     INCONCLUSIVE with the reason.
     """
@@ -68,18 +73,50 @@ def specificity(X: np.ndarray, texts: pd.DataFrame, *, thresholds: Specificity, 
     cells = transfer_table(blocks, n_clusters=n_clusters, n_permutations=n_permutations, seed=seed)
     transfer = cells.pivot(index="train", columns="test", values="accuracy").loc[list(CONDITIONS), list(CONDITIONS)]
 
-    verdict, reason = decide(table, found, transfer, thresholds)
+    carried = across_registers(X, texts)
+    verdict, reason = decide(table, found, transfer, thresholds, carried)
+    flags = (*(("SPECIFIC",) if specific(products["euclidean"]) else ()),
+             *(("ONE-REGISTER",) if carried is None else () if beyond_words(carried, found) else ("LEXICAL",)))
     worst = headline(found["euclidean"], thresholds)
     literal = literal_value(blocks)
     rates = literal_rates(raw, thresholds, seed=seed)
     result = Result(
         **about, literal_value=literal, literal_verdict=literally(literal, thresholds), verdict=verdict, reason=reason,
-        flags=("SPECIFIC",) if specific(products["euclidean"]) else (),
+        flags=flags, **baseline_of(words, texts),
         estimate=worst.estimate, ci_low=float(worst.low), ci_high=float(worst.high), p=overlap_p(found, thresholds),
         null=f"overlap with a control of {thresholds.overlap_max:g} or more, in either metric (jackknife t)",
         reliability=float(np.min(reliabilities(table))), p_literal_N0=rates["N0"], p_literal_N1=rates["N1"],
         power=power(worst, thresholds), n=sum(len(codes) for _, codes in raw.values()), n_clusters=n_clusters)
     return SpecificityReport(result=result, overlap=table, transfer=transfer, transfer_null=cells)
+
+
+def across_registers(X: np.ndarray, texts: pd.DataFrame) -> Interval | None:
+    """O of empathy's structure in the plain and in the counter register; None where there are too few counter triplets."""
+    both = [find_triplets(texts, condition="empathy", register=register) for register in ("plain", "counter")]
+    clusters, codes = np.unique(np.concatenate([f.cluster for f in both]), return_inverse=True)
+    own = np.split(codes, [len(both[0])])
+    if min(len(np.unique(each)) for each in own) < MIN_CLUSTERS:
+        return None
+    # the second structure takes the place of the first control
+    blocks = {part: (centre(X[f.rows].astype(float)), each) for part, f, each in zip("EV", both, own, strict=True)}
+    return jackknife(lambda p: overlap(p, ("E", "V")), effects(blocks, len(clusters)))
+
+
+def beyond_words(carried: Interval, found: dict[str, dict[tuple[str, str], Interval]]) -> bool:
+    """Whether the interval of O between the registers lies above those between empathy and each control."""
+    return all(carried.low > found["euclidean"]["E", control].high for control in CONTROLS)
+
+
+def baseline_of(words: np.ndarray | None, texts: pd.DataFrame) -> dict:
+    """The larger unbiased overlap with a control in `words` [text, d], as the row's text baseline."""
+    if words is None:
+        return {}
+    raw, n_clusters = gather(words, texts)
+    if too_little(raw):
+        return {}
+    products = effects({part: (centre(values), codes) for part, (values, codes) in raw.items()}, n_clusters)
+    found = [float(overlap(products.full, ("E", control))) for control in CONTROLS]
+    return {"text_baseline": float(np.nanmax(found)) if np.isfinite(found).any() else None, "text_baseline_name": "overlap at the embedding layer"}
 
 
 def gather(X: np.ndarray, texts: pd.DataFrame) -> tuple[dict[str, Block], int]:
@@ -175,8 +212,8 @@ def headline(found: dict[tuple[str, str], Interval], thresholds: Specificity) ->
 
 
 def decide(table: pd.DataFrame, found: dict[str, dict[tuple[str, str], Interval]], transfer: pd.DataFrame,
-           thresholds: Specificity) -> tuple[str, str]:
-    """The calibrated verdict and the rule that decided it."""
+           thresholds: Specificity, carried: Interval | None = None) -> tuple[str, str]:
+    """The calibrated verdict and the rule that decided it; `carried` is O of the two registers, where there are two."""
     low, high, bound = thresholds.equivalence_low, thresholds.equivalence_high, thresholds.overlap_max
     for control in CONTROLS:
         if same_structure(found["euclidean"]["E", control], thresholds):
@@ -192,6 +229,9 @@ def decide(table: pd.DataFrame, found: dict[str, dict[tuple[str, str], Interval]
     missed += [f"transfer {a} to {b} ({transfer.loc[a, b]:.2f}) is not {thresholds.transfer_drop_min:g} below "
                f"{b} itself ({transfer.loc[b, b]:.2f})"
                for a, b in pairs if not transfer.loc[a, b] <= transfer.loc[b, b] - thresholds.transfer_drop_min]
+    if carried is not None and not beyond_words(carried, found):
+        missed.append(f"LEXICAL: empathy in other words (overlap {carried.estimate:.2f} [{carried.low:.2f}, {carried.high:.2f}]) "
+                      "is not nearer to empathy than the controls are")
     if missed:
         return INCONCLUSIVE, "; ".join(missed)
     return PASS, f"both controls' overlaps end below {bound:g} in both metrics and empathy does not transfer"
