@@ -1,11 +1,15 @@
 # Every command a person types. `make` alone lists them.
 PYTHON ?= python3.11
 STUDY ?= smollm2-135m
+INSTANCE ?= g5.xlarge
+BUILDER ?= $(HOME)/docker_ec2_builder/build_and_run.py
+RESULTS ?= results
+TENSORS ?= tensors
 VENV := .venv
 PY := $(VENV)/bin/python
 STAGES := 01_generate 02_filter 03_extract 04_sae 05_probe 06_converge 07_specificity 08_causality 09_bandwidth 10_report
 
-.PHONY: help run quick test lab pairs sae lint clean browser $(STAGES)
+.PHONY: help run quick test lab pairs sae remote pack unpack lint clean browser $(STAGES)
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -40,6 +44,15 @@ pairs: $(VENV)/.installed  ## write each notebook's .ipynb half from its .py hal
 
 sae: $(VENV)/.installed  ## retrain the study's sparse autoencoders from nothing (under an hour on two CPU cores)
 	@$(PY) -m lib.model.train_sae --study $(STUDY)
+
+remote:  ## STUDY on a GPU machine by BUILDER, packed into RESULTS and TENSORS there; again goes on where it stopped
+	$(BUILDER) --dockerfile Dockerfile.gpu --context . --instance-type $(INSTANCE) --cmd "python -m lib.run $(STAGE) --study $(STUDY) && python -m lib.handoff pack $(STUDY) --results $(RESULTS) --tensors $(TENSORS)"
+
+pack: $(VENV)/.installed  ## a study's results for another machine: RESULTS (small, for git), TENSORS (large, any mount)
+	@$(PY) -m lib.handoff pack $(STUDY) --results $(RESULTS) --tensors $(TENSORS)
+
+unpack: $(VENV)/.installed  ## results that came back: into outputs/, every file checked first
+	@$(PY) -m lib.handoff unpack $(STUDY) --results $(RESULTS) --tensors $(TENSORS)
 
 lint: $(VENV)/.installed  ## ruff over everything
 	@$(PY) -m ruff check .

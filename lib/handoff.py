@@ -1,0 +1,122 @@
+"""The way back from a GPU machine: `python -m lib.handoff pack STUDY` there, `unpack STUDY` here.
+
+A pack is a folder with `pack.json`, which lists every file of the study with its sha256. Small files (metrics, tables,
+executed notebooks, directions) lie beside it and can go through git; large tensors lie in a second folder, which may be
+any directory or mounted bucket. Nothing is unpacked before every file has been found as it was packed.
+"""
+
+import os
+import shutil
+import sys
+from pathlib import Path, PurePosixPath
+from typing import Annotated
+
+import typer
+from tqdm.auto import tqdm
+
+from lib.errors import BadInput
+from lib.params import load_params
+from lib.store import outputs_root, read_json, sha256, sync_folder, to_json, write_atomic
+
+SMALL = 2_000_000  # bytes; a larger file goes with the tensors
+FORMAT = 1
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+Study = Annotated[str, typer.Argument(help="Name of the run, for example gemma2-9b.")]
+Results = Annotated[Path, typer.Option("--results", help="Folder of packs; small files lie here.")]
+Tensors = Annotated[Path, typer.Option("--tensors", help="Folder of large files: any directory or mounted bucket.")]
+
+
+def worth_packing(root: Path) -> list[Path]:
+    """Artifacts with their sidecars, executed notebooks and records of a run; what is in progress or failed stays."""
+    files = [path for path in sorted(root.rglob("*")) if path.is_file() and not path.is_symlink()]
+    return [path for path in files if not path.name.startswith(".") and not path.name.endswith((".failed.ipynb", ".tmp", ".journal.jsonl"))]
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file of any size so that a kill leaves the old file or the new one."""
+    scratch = target.with_name(f".{target.name}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, scratch)
+        with scratch.open("rb+") as file:
+            os.fsync(file.fileno())
+        scratch.replace(target)
+        sync_folder(target.parent)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise BadInput(f"{target.name}: cannot be written ({error.strerror}); free space or fix permissions") from None
+
+
+@app.command()
+def pack(study: Study, results: Results = Path("results"), tensors: Tensors = Path("tensors")) -> None:
+    """Put a study's outputs into a pack."""
+    root = outputs_root() / study
+    params = load_params(study.partition("--")[0])
+    files = worth_packing(root)
+    if not any(path.name.endswith(".stage.json") for path in files):
+        raise BadInput(f"{study}: nothing has been run; run `python -m lib.run --study {study}` first")
+    listed = {}
+    for path in tqdm(files, desc="packing", unit="file", leave=False):
+        name, large = path.relative_to(root).as_posix(), path.stat().st_size > SMALL
+        folder = tensors if large else results
+        digest = sha256(path)
+        target = folder / study / name
+        if not target.exists() or sha256(target) != digest:
+            copy(path, target)
+        listed[name] = {"sha256": digest, "bytes": path.stat().st_size, "large": large}
+    write_atomic(results / study / "pack.json", to_json({"format": FORMAT, "study": study, "model_id": params.model.model_id, "files": listed}))
+    n_large = sum(file["large"] for file in listed.values())
+    print(f"{study}: {len(listed)} files packed into {results / study}" + (f", {n_large} of them large, in {tensors / study}" if n_large else ""))
+
+
+def checked(study: str, results: Path, tensors: Path) -> dict[str, Path]:
+    """Where each file of a pack lies, all found as they were packed. Raises BadInput that names the first that is not."""
+    manifest, shown = read_json(results / study / "pack.json"), f"{study}/pack.json"
+    try:
+        about = {key: manifest[key] for key in ("format", "study", "model_id")}
+        files = {str(name): (str(file["sha256"]), bool(file["large"])) for name, file in manifest["files"].items()}
+    except (KeyError, TypeError, AttributeError):
+        raise BadInput(f"{shown}: not the manifest of a pack; pack the study again") from None
+    if about != {"format": FORMAT, "study": study, "model_id": load_params(study.partition("--")[0]).model.model_id}:
+        raise BadInput(f"{shown}: is a pack of {about['study']} with {about['model_id']}, not of this study; nothing was unpacked")
+    found = {}
+    for name, (digest, large) in tqdm(files.items(), desc="checking", unit="file", leave=False):
+        parts = PurePosixPath(name).parts
+        if not parts or name.startswith("/") or "\\" in name or ".." in parts or any(part.startswith(".") for part in parts):
+            raise BadInput(f"{shown}: {name!r} would leave the study's folder; nothing was unpacked")
+        path = (tensors if large else results) / study / name
+        if not path.is_file():
+            raise BadInput(f"{study}/{name}: missing from the pack; fetch it and run again; nothing was unpacked")
+        if sha256(path) != digest:
+            raise BadInput(f"{study}/{name}: differs from what was packed; fetch it again; nothing was unpacked")
+        found[name] = path
+    return found
+
+
+@app.command()
+def unpack(study: Study, results: Results = Path("results"), tensors: Tensors = Path("tensors")) -> None:
+    """Put a pack's files into this project's outputs; local stages then run without torch."""
+    found, root = checked(study, results, tensors), outputs_root() / study
+    for name in tqdm(sorted(found, key=lambda name: (name.endswith(".stage.json"), name)), desc="unpacking", unit="file", leave=False):
+        copy(found[name], root / name)  # records last: a stage counts as run only when all its files are there
+    print(f"{study}: {len(found)} files unpacked")
+
+
+def cli() -> int:
+    """Exit codes as the runner's."""
+    try:
+        app(prog_name="python -m lib.handoff", standalone_mode=False)
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        print(f"error: {error.format_message()}; --help lists the options", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli())
