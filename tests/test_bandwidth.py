@@ -93,7 +93,9 @@ def verdict(range_e=0.4, range_f=0.4, decay_e=0.7, decay_f=0.7, *, censored=Fals
 
 def test_planted_difference_passes_none_does_not():
     assert verdict(range_e=0.9).verdict == "PASS"
-    assert verdict(decay_e=0.3).verdict == "PASS"
+    assert verdict(decay_e=0.3).verdict == "PASS" and "SMALLER" not in verdict(decay_e=0.3).flags
+    smaller = verdict(range_f=0.9)
+    assert smaller.verdict == "PASS" and smaller.flags == ("SMALLER",) and "times formality's" in smaller.reason
     assert verdict().verdict == "FAIL" and verdict(n=30).verdict == "INCONCLUSIVE"
     assert verdict(range_e=0.0).verdict == "INCONCLUSIVE"
     unknown = verdict(range_e=0.9, censored=True)

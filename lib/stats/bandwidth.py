@@ -193,5 +193,6 @@ def bandwidth(empathy: tuple[Dimension | None, Range | None], formality: tuple[D
         verdict, reason = INCONCLUSIVE, "the interval of the log ratio reaches across the preregistered ratio"
     if flags and verdict != INCONCLUSIVE:
         verdict, reason = INCONCLUSIVE, "a steering range ended at the grid's end, so the ratio is not known"
+    flags += ("SMALLER",) if verdict == PASS and estimate < 0 else ()
     return Result(estimate=estimate, ci_low=low, ci_high=high, verdict=verdict, reason=reason, flags=flags,
                   power=f"a ratio of {np.exp(half + bound):.1f} would have been detected", **common)
