@@ -4,6 +4,8 @@ import csv
 import json
 import random
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -138,3 +140,23 @@ def test_readme_numbers_are_traced():
     readme = (ROOT / "README.md").read_text()
     for row in rows:
         assert row["artifact"].startswith(f"{row['study']}/") and f"| {row['study']} | {row['criterion']} |" in readme
+
+
+def compared(*folders) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "lib.report.compare", *map(str, folders)], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_two_runs_are_compared(published, tmp_path):
+    before = published / "smollm2-135m"
+    same = compared(before, before)
+    assert same.returncode == 0 and "No verdict" in same.stdout and "are the same" in same.stdout
+    patch = pytest.MonkeyPatch()
+    patch.setenv("EMPATHY_OUTPUTS", str(tmp_path))
+    rows = [result("causality", "other", random.Random(5))]
+    Study("smollm2-135m", "08_causality", n_random=99).save_results("causality/metrics.json", rows)
+    patch.undo()
+    changed = compared(before, tmp_path / "smollm2-135m")
+    assert changed.returncode == 0 and "not run" in changed.stdout and "parameters.n_random: none → 99  (causality)" in changed.stdout
+    bad = compared(published / "gemma3-270m", before)
+    assert bad.returncode == 2 and bad.stderr.startswith("error: ") and len(bad.stderr.splitlines()) == 1
+    assert compared(tmp_path, before).returncode == 2 and compared(before).returncode == 2
