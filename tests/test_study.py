@@ -154,6 +154,8 @@ def test_free_replies_are_judged_through_the_api(outputs_copy, tmp_path):
         assert done.returncode == 0, done.stderr[-2000:]
         judged, paid = metrics(outputs_copy / "tiny")["causality"], len(server.paid())
         assert run("08_causality", "--study", "tiny", *settings, "--force", **environment).returncode == 0 and len(server.paid()) == paid > 0
+    written = [path for folder in (outputs_copy, tmp_path / "paid") for path in folder.rglob("*") if path.is_file()]
+    assert written and not [path.name for path in written if b"sk-good-1" in path.read_bytes()], "the key was written down"
     assert judged["judge"]["n"] == 6 and set(judged["judge"]["monitoring"]) == {"cognitive", "affective"}
     assert "LL-only" not in judged["results"][0]["flags"]
 

