@@ -9,11 +9,11 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAGES := 01_generate 02_filter 03_extract 04_sae 05_probe 06_converge 07_specificity 08_causality 09_bandwidth 10_report
 
-.PHONY: help run quick test lab pairs sae remote pack unpack lint clean browser $(STAGES)
+.PHONY: help run quick test lab pairs sae gpu-check remote pack unpack lint clean browser $(STAGES)
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -hE '^[a-z$$()A-Z_]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/\$$\(STAGES\)/NN_stage/; s/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z$$()A-Z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/\$$\(STAGES\)/NN_stage/; s/:.*## /\t/' | expand -t 14
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -44,6 +44,9 @@ pairs: $(VENV)/.installed  ## write each notebook's .ipynb half from its .py hal
 
 sae: $(VENV)/.installed  ## retrain the study's sparse autoencoders from nothing (under an hour on two CPU cores)
 	@$(PY) -m lib.model.train_sae --study $(STUDY)
+
+gpu-check: $(VENV)/.installed  ## on a machine with a GPU: models of the real sizes with random weights, no download
+	@$(PY) -m lib.model.gpu_check
 
 remote:  ## STUDY on a GPU machine by BUILDER, packed into RESULTS and TENSORS there; again goes on where it stopped
 	$(BUILDER) --dockerfile Dockerfile.gpu --context . --instance-type $(INSTANCE) --cmd "python -m lib.run $(STAGE) --study $(STUDY) && python -m lib.handoff pack $(STUDY) --results $(RESULTS) --tensors $(TENSORS)"

@@ -1,6 +1,7 @@
 """Pooled activations: the trie equals plain forwards and the bridge, and only reply tokens enter."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -120,3 +121,13 @@ def test_the_unembedding_covariance_is_that_of_its_rows(tiny):
     rows = model.get_output_embeddings().weight.double().numpy()
     found = weights.unembedding_covariance(model)
     assert found.dtype == np.float32 and np.allclose(found, np.cov(rows.T, bias=True), atol=1e-6)
+
+
+def test_gpu_check_measures_each_architecture(tmp_path, capsys):
+    """On the CPU with small models; the trie agrees with a plain loop in bfloat16's own precision."""
+    from lib.model import gpu_check
+    gpu_check.main(device="cpu", n_alternations=1, small=True, out=tmp_path / "table.json")
+    rows = json.loads((tmp_path / "table.json").read_text())["rows"]
+    assert [row["study"] for row in rows] == list(gpu_check.SIZES) and all(row["agreement"] < 0.05 and row["bf16_error"] < 0.05 for row in rows)
+    with pytest.raises(BadInput, match="no GPU study"):
+        gpu_check.main(study=["smollm2-135m"])
