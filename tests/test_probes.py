@@ -115,9 +115,10 @@ def test_an_encoder_that_transfers_as_well_raises_the_flag():
 @pytest.mark.full
 @pytest.mark.parametrize("name", ["meaning", *NOT_MEANING])
 def test_rates_over_twenty_data_sets(name):
+    """What must pass is planted in the study's 90 scenarios: in 36, length and style cannot be told apart from it in 1 of 11."""
     found = []
     for seed in range(20):
-        texts, X = planted(seed=seed, **(MEANING if name == "meaning" else NOT_MEANING[name]))
+        texts, X = planted(90, seed=seed, **MEANING) if name == "meaning" else planted(seed=seed, **NOT_MEANING[name])
         found += verdicts(study(texts, X, seed=seed, dense_baselines={"embedding layer": embeddings(texts, d_model=48, seed=5)})).values()
     rate = found.count("PASS") / len(found)
     assert rate >= 0.95 if name == "meaning" else rate <= 0.05, rate
