@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 from tqdm.auto import tqdm
 
+from lib.cli import exit_code
 from lib.errors import BadInput
 from lib.params import load_params
 from lib.store import outputs_root, read_json, sha256, sync_folder, to_json, write_atomic
@@ -103,20 +104,5 @@ def unpack(study: Study, results: Results = Path("results"), tensors: Tensors = 
     print(f"{study}: {len(found)} files unpacked")
 
 
-def cli() -> int:
-    """Exit codes as the runner's."""
-    try:
-        app(prog_name="python -m lib.handoff", standalone_mode=False)
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Exception as error:
-        if not hasattr(error, "format_message"):
-            raise
-        print(f"error: {error.format_message()}; --help lists the options", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(cli())
+    sys.exit(exit_code(app, "lib.handoff"))

@@ -20,6 +20,7 @@ from papermill.exceptions import PapermillExecutionError
 from rich.console import Console
 from rich.table import Table
 
+from lib.cli import exit_code
 from lib.errors import BadInput
 from lib.params import ROOT, Params, load_params, studies
 from lib.stages import (
@@ -237,26 +238,13 @@ def cli() -> int:
     try:
         if sys.argv[1:2] == ["audit"]:
             from lib import audit  # a command of its own, which a run does not need
-            audit.app(sys.argv[2:], prog_name="python -m lib.run audit", standalone_mode=False)
-        else:
-            app(prog_name="python -m lib.run", standalone_mode=False)
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+            return exit_code(audit.app, "lib.run audit", sys.argv[2:])
+        return exit_code(app, "lib.run")
     except PapermillExecutionError as error:
         bad = error.ename == "BadInput"
         last = (error.evalue.strip().splitlines() or ["no message"])[-1]
         print(f"error: {last}" if bad else f"error: {error.ename}: {last}", file=sys.stderr)
         return 2 if bad else 1
-    except (KeyboardInterrupt, typer.Abort):
-        print("interrupted; run the same command to go on", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if not hasattr(error, "format_message"):  # not the command line's own complaint about an option
-            raise
-        print(f"error: {error.format_message()}; --help lists the options", file=sys.stderr)
-        return 2
-    return 0
 
 
 if __name__ == "__main__":

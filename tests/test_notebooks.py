@@ -68,6 +68,9 @@ def test_readme_commands_exist():
     for path in re.findall(r"\]\((\w[^):]*)\)", readme):
         assert (ROOT / path).exists()
     assert "make test" in (ROOT / ".ci/run").read_text() and "make test" in readme
+    for module in sorted(set(re.findall(r"python -m (lib[\w.]*)", readme))):
+        done = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0 and "Usage" in done.stdout, f"{module} --help: {done.stderr[-300:]}"
 
 
 def test_no_traces_of_a_machine():

@@ -19,6 +19,7 @@ from rich.table import Table
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from lib.cli import exit_code
 from lib.errors import BadInput
 from lib.model.activations import extract, pool_plain, pool_trie, relative_error
 from lib.model.prompts import Encoded
@@ -131,15 +132,5 @@ def main(
     write_atomic(out, to_json({"device": where, "small": small, "rows": finite, "versions": versions()}))
 
 
-def cli() -> int:
-    """Exit codes as the runner's."""
-    try:
-        app(prog_name="python -m lib.model.gpu_check", standalone_mode=False)
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(cli())
+    sys.exit(exit_code(app, "lib.model.gpu_check"))

@@ -17,7 +17,7 @@ import torch
 import typer
 from filelock import FileLock
 
-from lib.errors import BadInput
+from lib.cli import exit_code
 from lib.model import sae, weights
 from lib.model.corpus import CONTEXT, extract_corpus, pieces
 from lib.model.sae_gates import ce_recovered
@@ -116,18 +116,5 @@ def main(
         print("against what shipped:", "; ".join(differences(pair.about, shipped)) or f"every gate within {TOLERANCE}")
 
 
-def cli() -> int:
-    """Exit codes as the runner's: 2 for bad input, 130 when interrupted (run the same command to go on)."""
-    try:
-        app(standalone_mode=False)
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; run the same command to go on", file=sys.stderr)
-        return 130
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(cli())
+    sys.exit(exit_code(app, "lib.model.train_sae"))

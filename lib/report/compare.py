@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from lib.cli import exit_code
 from lib.errors import BadInput
 from lib.report.collect import RESULTS
 from lib.report.html import estimate
@@ -83,20 +84,5 @@ def main(before: Annotated[Path, typer.Argument(help="Folder of the earlier run.
         print("Parameters, inputs, versions, code and thresholds are the same.")
 
 
-def cli() -> int:
-    """Exit codes as the runner's."""
-    try:
-        app(prog_name="python -m lib.report.compare", standalone_mode=False)
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Exception as error:
-        if not hasattr(error, "format_message"):
-            raise
-        print(f"error: {error.format_message()}; --help says what to give", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(cli())
+    sys.exit(exit_code(app, "lib.report.compare"))

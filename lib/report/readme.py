@@ -7,7 +7,9 @@ import json
 import sys
 
 import pandas as pd
+import typer
 
+from lib.cli import exit_code
 from lib.errors import BadInput
 from lib.params import ROOT
 from lib.report import figures
@@ -19,6 +21,7 @@ from lib.store import to_json, write_atomic
 KEPT = ("study", "criterion", "literal_value", "literal_verdict", "verdict", "reason", "estimate", "ci_low", "ci_high", "null",
         "text_baseline", "text_baseline_name", "flags", "artifact")
 SHOWN = ("study", "criterion", "literal", "calibrated", "estimate [95%]", "text baseline", "flags")
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 START, STOP = "<!-- verdicts -->", "<!-- /verdicts -->"
 
 
@@ -33,7 +36,9 @@ def filled(readme: str, rows: list[dict]) -> str:
     return f"{before}{START}\n{table(rows)}\n{STOP}{rest.split(STOP)[1]}"
 
 
-def main() -> int:
+@app.command()
+def main() -> None:
+    """Copy the verdict table of the default studies into README.md, docs/result.json and docs/verdicts.png."""
     collected = collect("", "readme")
     rows = [{key: row[key] for key in KEPT} for one in collected for criterion in CRITERIA if (row := one.headline(criterion))]
     if not rows:
@@ -42,8 +47,7 @@ def main() -> int:
     figures.verdict_figure(pd.DataFrame(rows)).write_image(ROOT / "docs" / "verdicts.png", width=900, scale=1.5)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     write_atomic(ROOT / "README.md", filled(readme, json.loads((ROOT / "docs" / "result.json").read_text())).encode())
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(app, "lib.report.readme"))

@@ -45,7 +45,7 @@ def answer(collected: list[Collected], majority_rows: list[dict]) -> str:
         verdicts: dict[str, list[str]] = {"PASS": [], "FAIL": [], "INCONCLUSIVE": []}
         for criterion in CRITERIA:
             if row := one.headline(criterion):
-                verdicts[row["verdict"]].append(criterion)
+                verdicts[row["verdict"]].append(criterion + (" (empathy's is the smaller)" if "SMALLER" in row["flags"] else ""))
         literal = [c for c in CRITERIA if (row := one.headline(c)) and row["literal_verdict"] == "PASS"]
         told = "; ".join(f"{', '.join(names)}: {verdict}" for verdict, names in verdicts.items() if names)
         sentences.append(f"{one.run}{'' if trained(one) else ' (random weights, the null)'}: {told}. "
