@@ -17,7 +17,7 @@ help:  ## list the targets
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-compile -r requirements.lock
 	@# Some platforms' torch wheel needs libraries of its own; let pip add them only where the import fails.
 	@$(PY) -c 'import torch' 2>/dev/null || $(PY) -m pip install --quiet torch==$$(sed -n 's/^torch==//p' requirements.lock)
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .

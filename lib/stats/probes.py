@@ -37,7 +37,7 @@ from lib.text.features import form
 from lib.text.leakage import lexical_scores
 
 HEADLINES = ("C/A", "C/I", "A/I", "macro")
-RIDGE_REPEATS = 2  # ridge is the companion; its exact test needs one repeat
+CURVE_REPEATS = {"logistic": 4, "ridge": 2}  # of the layers that only describe; the layer that decides has all repeats
 TOL = 1e-4  # of descriptive fits
 EMPTY = {"layers": "layer contrast evaluation solver auroc ci_low ci_high d_prime null_high",
          "baselines": "name family contrast direction T ci_low ci_high", "learning_curve": "n contrast T ci_low ci_high ci_width",
@@ -144,12 +144,13 @@ def curves(X: np.ndarray, material: Material, *, layer: int, lambdas: Sequence[f
     design = material.design
     exact = out_of_fold(dense_source(X[[layer]].astype(np.float64)), design, n_layers=1, lambdas=lambdas)
     main, tables = evaluate(exact, design), []
-    for solver, use in (("logistic", design), ("ridge", replace(design, folds=design.folds[:RIDGE_REPEATS]))):
-        scores = out_of_fold(dense_source(X), use, n_layers=len(X), lambdas=lambdas, solver=solver, tol=TOL)
+    for solver, n_repeats in CURVE_REPEATS.items():
+        use = replace(design, folds=design.folds[:n_repeats])
+        found = evaluate(out_of_fold(dense_source(X), use, n_layers=len(X), lambdas=lambdas, solver=solver, tol=TOL), use)
         if solver == "logistic":
-            scores[layer] = exact[0]
-        tables += [long_table(each, design, names=range(len(X)), index="layer").assign(evaluation=name, solver=solver)
-                   for name, each in evaluate(scores, use).items()]
+            for name, each in found.items():
+                each.value[layer], each.deleted[layer] = main[name].value[0], main[name].deleted[0]
+        tables += [long_table(each, design, names=range(len(X)), index="layer").assign(evaluation=name, solver=solver) for name, each in found.items()]
     table = pd.concat(tables, ignore_index=True)
     return main, exact[0], table[["layer", "contrast", "evaluation", "solver", "auroc", "ci_low", "ci_high", "d_prime"]]
 
