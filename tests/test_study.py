@@ -186,5 +186,7 @@ def test_the_report_opens_offline(finished, tmp_path, monkeypatch):
             page.on("dialog", lambda dialog, errors=errors: errors.append("a script ran"))
             page.goto(path.as_uri())
             page.wait_for_selector(".js-plotly-plot .main-svg")
-            assert page.locator(".js-plotly-plot").count() == len(section["parts"]) and not errors
+            drawn = [part for part in section["parts"] if "plotly" in part["figure"]]
+            assert page.locator(".js-plotly-plot").count() == len(drawn) >= 9 and not errors
+            assert page.locator("main figure table").count() == len(section["parts"]) - len(drawn) == 2
         browser.close()
