@@ -150,9 +150,10 @@ def generate(asked, edits=lambda start: {}):
     return steering.generate(model, tokenizer, asked, edits, max_new_tokens=max_new_tokens)
 
 scale, grid = steering.mean_norm(model, tokenizer, prompts_of(8), layer), np.array(coeffs)
-band, repeat_max, centre = bw.coherence(generate(prompts_of(10)))
 sweep = {name: generate(prompts_of(n_prompts), lambda start, name=name: {layer: Edit(kind="add", directions=fitted.mean(name), coeffs=grid, scale=scale)})
          for name in ("cognitive", "affective", "formality") if name in fitted.names}
+unsteered = [generate(prompts_of(10)), *(made.rows([coeffs.index(0.0)]) for made in list(sweep.values())[:1] if 0.0 in coeffs)]
+band, repeat_max, centre = bw.coherence(steering.joined(unsteered))
 doses = pd.concat([bw.dose_table(name, grid, made, band, repeat_max, centre) for name, made in sweep.items()], ignore_index=True)
 figures.dose_figure(doses, band, params.thresholds.bandwidth.coherent_share).show()
 

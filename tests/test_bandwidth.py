@@ -9,8 +9,10 @@ from lib.params import load_params
 from lib.stats.bandwidth import (
     Range,
     bandwidth,
+    coherence,
     coherent,
     effective_dimension,
+    judged_coherent,
     largest_coherent,
     moments,
     one_sided_range,
@@ -158,3 +160,12 @@ def test_the_largest_coherent_dose_stops_at_the_first_hole():
 def test_one_prompt_gives_no_range():
     with pytest.raises(BadInput, match="at least 2"):
         steering_range(np.array([-0.1, 0, 0.1]), np.ones((3, 1), dtype=bool), 0.8)
+
+
+def test_unsteered_replies_are_inside_their_own_band():
+    """Of ten replies too: nothing that was done to none of them may be called incoherent."""
+    from lib.model.steering import Replies
+    rng = np.random.default_rng(0)
+    for n in (5, 10, 30):
+        unsteered = Replies([[f"reply number {i} says its own words {rng.integers(9)}" for i in range(n)]], rng.standard_normal((1, n)))
+        assert judged_coherent(unsteered, *coherence(unsteered)).mean() >= 0.95
