@@ -90,12 +90,13 @@ def coherence(unsteered, quantiles=(0.025, 0.975)) -> tuple[tuple[float, float],
     """`(band, repeat_max, centre)` of unsteered replies (`texts [1][prompt]`, `log_ppl [1, prompt]`).
 
     The band holds at least 95% of their log-perplexity ratios to their own geometric mean, `log_ppl − centre`: of few
-    replies, quantiles between two of them would leave out the outermost on either side, a fifth of ten.
+    replies, quantiles between two of them would leave out the outermost on either side, a fifth of ten. Its edges stand
+    1e-4 nats outside, so that a reply of the edge scored again in another batch is still inside.
     """
     values = unsteered.log_ppl[0]
     low, high = (np.quantile(values - values.mean(), q, method=side) for q, side in zip(quantiles, ("lower", "higher"), strict=True))
     repeats = [repeated_4grams(text) for text in unsteered.texts[0]]
-    return (float(low), float(high)), float(np.quantile(repeats, quantiles[1], method="higher")), float(values.mean())
+    return (float(low) - 1e-4, float(high) + 1e-4), float(np.quantile(repeats, quantiles[1], method="higher")), float(values.mean())
 
 
 def judged_coherent(replies, band: tuple[float, float], repeat_max: float, centre: float) -> np.ndarray:
