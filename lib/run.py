@@ -16,12 +16,14 @@ import papermill
 import typer
 import yaml
 from filelock import FileLock, Timeout
+from jupyter_core.utils import run_sync
 from papermill.exceptions import PapermillExecutionError
 from rich.console import Console
 from rich.table import Table
 
 from lib.cli import exit_code
 from lib.errors import BadInput
+from lib.kernels import Kernels
 from lib.params import ROOT, Params, load_params, studies
 from lib.stages import (
     NOTEBOOKS,
@@ -39,6 +41,7 @@ from lib.store import Study, outputs_root, read_json, sha256, to_json, write_ato
 from lib.text.filtering import journal_hashes
 from lib.timing import Peak, write_costs
 
+AHEAD = 3  # stages whose kernels are made ready while one runs: a short stage is over before the next one's imports are
 console = Console(stderr=True, soft_wrap=True, highlight=False)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -94,32 +97,25 @@ def plan(names: list[str], stages: list[str], *, quick: bool) -> list[tuple[str,
     return [job for job in jobs if job[1] != "10_report"] + last
 
 
-def execute(stage: str, root: Path, parameters: dict) -> None:
+def execute(stage: str, root: Path, parameters: dict, kernel) -> None:
     """Run one notebook into a scratch name; keep a failed one aside under a name that nothing reads."""
     scratch, failed = root / f".{stage}.running.ipynb", root / f"{stage}.failed.ipynb"
-    kernel = {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    if not STAGES[stage].model:
-        # Small matrices: on a busy machine, BLAS threads that wait for one another cost far more than they bring.
-        kernel |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    before = dict(os.environ)
-    os.environ |= kernel
     try:
-        papermill.execute_notebook(NOTEBOOKS / f"{stage}.ipynb", scratch, parameters, kernel_name="python3", cwd=ROOT,
+        papermill.execute_notebook(NOTEBOOKS / f"{stage}.ipynb", scratch, parameters, kernel_name="python3", km=kernel, cwd=ROOT, start_timeout=600,
                                    progress_bar={"desc": stage, "unit": "cell", "leave": False}, request_save_on_cell_execute=False)
     except BaseException:
         if scratch.exists():
             scratch.replace(failed)
         raise
     finally:
-        os.environ.clear()
-        os.environ |= before
+        run_sync(kernel.shutdown_kernel)(now=True)
     write_atomic(root / f"{stage}.ipynb", scratch.read_bytes())
     scratch.unlink()
     failed.unlink(missing_ok=True)
 
 
-def run_stage(run: str, stage: str, params: Params, parameters: dict, *, force: bool) -> bool:
-    """Run a stage if anything it depends on has changed; returns whether it ran."""
+def run_stage(run: str, stage: str, params: Params, parameters: dict, *, kernels: Kernels, following: list[str], force: bool) -> bool:
+    """Run a stage if anything it depends on has changed, with the `following` ones' kernels made ready; returns whether it ran."""
     root = outputs_root() / run
     mark = fingerprint(root, stage, params, parameters, external_inputs(stage, run, parameters, params))
     if not force and record_path(root, stage).exists():
@@ -128,13 +124,16 @@ def run_stage(run: str, stage: str, params: Params, parameters: dict, *, force: 
             return False
     start = time.monotonic()
     with Peak() as peak:
-        execute(stage, root, parameters)
+        kernel = kernels.take(stage)
+        for other in following:
+            kernels.prepare(other)
+        execute(stage, root, parameters, kernel)
     record = {"fingerprint": mark, "outputs": outputs_of(root, stage), "seconds": round(time.monotonic() - start, 1), "peak_mb": round(peak.bytes / 1e6)}
     write_atomic(record_path(root, stage), to_json(record))
     return True
 
 
-def run_all(jobs, *, variant: str, changes: dict, dataset: Path | None, force: bool) -> int:
+def run_all(jobs, kernels: Kernels, *, variant: str, changes: dict, dataset: Path | None, force: bool) -> int:
     """Run the planned stages one after the other; prints a line each, and what they cost. Returns how many ran."""
     ran: dict[Path, set[str]] = {}
     for number, (name, stage, params) in enumerate(jobs, start=1):
@@ -146,7 +145,7 @@ def run_all(jobs, *, variant: str, changes: dict, dataset: Path | None, force: b
         start = time.monotonic()
         try:
             with FileLock(root / ".lock", timeout=0):
-                did = run_stage(run, stage, params, parameters, force=force)
+                did = run_stage(run, stage, params, parameters, kernels=kernels, following=[job[1] for job in jobs[number:number + AHEAD]], force=force)
         except Timeout:
             raise BadInput(f"{run}: another run is at work on this study; wait for it or stop it") from None
         if did:
@@ -216,7 +215,8 @@ def main(
     for name in names:
         params = load_params(name, quick=quick)
         check_stage_params(params.model_copy(update={"stages": changes}), "--set")
-    ran = run_all(jobs, variant=variant, changes=changes, dataset=dataset and dataset.resolve(), force=force)
+    with Kernels() as kernels:
+        ran = run_all(jobs, kernels, variant=variant, changes=changes, dataset=dataset and dataset.resolve(), force=force)
     if not ran:
         print("Everything is up to date; nothing was run.")
     for name, stage, _ in jobs:

@@ -23,7 +23,6 @@ from IPython.display import display
 from lib.report.figures import leakage_figure
 from lib.store import Study
 from lib.text import dataset as texts_of
-from lib.text import generation
 from lib.text.leakage import audit_or_say
 
 # %% tags=["parameters"]
@@ -52,9 +51,13 @@ print("texts written by:" if generate else "generate is off, so no key is needed
 # One row a response. Valence-stripped items are tied to their triplet; both registers share the scenario.
 
 # %%
-price = {model: tuple(prices[:2]), judge_model: tuple(prices[2:])}
-items = generation.generate(home.root, n_triplets=n_triplets, controls=True, model=model, judge_model=judge_model, prices=price,
-                            max_usd=max_usd, batches=batches, seed=seed) if generate else texts_of.read_folder(folder)
+if generate:
+    from lib.text import generation  # the API's library takes seconds to import, and few runs need it
+    price = {model: tuple(prices[:2]), judge_model: tuple(prices[2:])}
+    items = generation.generate(home.root, n_triplets=n_triplets, controls=True, model=model, judge_model=judge_model, prices=price,
+                                max_usd=max_usd, batches=batches, seed=seed)
+else:
+    items = texts_of.read_folder(folder)
 texts = texts_of.texts_table(items, cluster_cosine=home.params.thresholds.cluster_cosine)
 texts = texts_of.subset(texts, n_scenarios)
 display(texts.groupby(["condition", "register"]).agg(scenarios=("scenario_id", "nunique"), responses=("text_id", "size")))

@@ -26,14 +26,15 @@ from lib.store import Study
 
 # %% tags=["parameters"]
 study: str = "smollm2-135m"  # name of the study: a file in params/
-last_layer: int = -1  # deepest layer that is kept; -1: the model's last
+last_layer: int = -1  # deepest layer that is kept; -1: the model's last; -2: the preregistered one
 sentence_encoder: bool = True  # also embed the replies with a sentence encoder (text baseline)
 tolerance: float = 1e-4  # largest relative error of the shared-prefix forward against plain forwards
 seed: int = 0  # seed of the texts drawn for the check
 
 # %%
 home = Study(study, "03_extract", last_layer=last_layer, sentence_encoder=sentence_encoder, tolerance=tolerance, seed=seed)
-texts, layers = home.load_texts(), [-1, *home.params.model.layers[:last_layer + 1 or None]]
+last = {-1: home.params.model.n_layers - 1, -2: home.params.layer}.get(last_layer, last_layer)
+texts, layers = home.load_texts(), [-1, *home.params.model.layers[:last + 1]]
 if layers[-1] < home.params.layer:
     raise BadInput(f"last_layer {last_layer}: must reach the preregistered layer {home.params.layer}")
 print(len(texts), "texts of", home.params.model.model_id)
@@ -83,7 +84,7 @@ print(f"largest norm over median norm of the pooled replies: {spread.max():.1f}"
 # %%
 assert resid.shape == (len(layers), len(texts), home.params.model.d_model) and spread.max() < activations.SINK
 rows = np.random.default_rng(seed).choice(len(texts), size=3, replace=False)
-plain = np.stack([activations.pool_plain(model, encoded[row], layers) for row in rows], axis=1)
+plain, _ = activations.pool(model, [encoded[row] for row in rows], layers, share=False)
 error = activations.relative_error(resid[:, rows], plain)
 print(f"three texts again by plain forwards: relative error {error:.1e}")
 assert error < (tolerance if home.params.model.dtype == "float32" else 0.05)

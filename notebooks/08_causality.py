@@ -32,7 +32,6 @@ from lib.stats import directions as dirs
 from lib.stats.causality import Judged, causality, effect, monitoring, selectivity
 from lib.stats.response import slope_test
 from lib.store import Study
-from lib.text import judge as judging
 
 # %% tags=["parameters"]
 study: str = "smollm2-135m"  # name of the study: a file in params/
@@ -183,22 +182,22 @@ def steered_rows(case):
     return sweeps.steered(model, case, layer, np.stack([direction(name, case) for name in types]), np.full(3, dose), scale=scale)
 
 def told(case):
+    """What asking in words changes, and the scores without."""
     base = sweeps.score(model, case)
-    return np.stack([sweeps.score(model, sweeps.told(tokenizer, template, case, words[name])) - base for name in types])
+    return np.stack([sweeps.score(model, sweeps.told(tokenizer, template, case, words[name])) - base for name in types]), base
 
 ablation = np.stack([np.stack([prompt[0][0], prompt[1][0], prompt[3][0]]) for prompt, _ in runs])
 moved = {"ablate": ablation, "steer": np.stack([steered_rows(case) for case in tqdm(cases, desc="steering")]),
-         "ask": np.stack([told(case) for case in tqdm(cases, desc="asking in words")])}
+         "ask": np.stack([told(case)[0] for case in tqdm(cases, desc="asking in words")])}
 
 # %%
 neutral = texts[(texts.condition == "valence_stripped") & (texts.register == "plain")]
 flat = [sweeps.case_of(tokenizer, template, rows, ("factual",)) for case in cases if len(rows := neutral[neutral.scenario_id == case.scenario_id])]
 def neutral_costs(case):
-    stack = np.stack([direction(name, case) for name in types])
+    stack, (asked, base) = np.stack([direction(name, case) for name in types]), told(case)
     return np.concatenate([-np.concatenate(sweeps.ablated(model, case, layer, [row[None] for row in stack], mean=mean, where="prompt")),
                            -sweeps.steered(model, case, layer, stack, np.full(3, dose), scale=scale),
-                           [sweeps.score(model, case) - sweeps.score(model, sweeps.told(tokenizer, template, case, words[name])) for name in types],
-                           -sweeps.score(model, case)[None]])[:, 0]
+                           -asked, -base[None]])[:, 0]
 
 price = np.stack([neutral_costs(case) for case in flat]) if flat else np.full((1, 10), np.inf)
 cost, cost_band = float(price[:, :2].mean(0).max()), float(2 * price[:, 9].std(ddof=1)) if len(flat) > 1 else 0.0
@@ -236,6 +235,7 @@ def prompt_projection(name, asked):
 
 judged, controls = None, {}
 if judge:
+    from lib.text import judge as judging  # the API's library takes seconds to import, and few runs need it
     some = [ids[i * len(ids) // n_judged] for i in range(min(n_judged, len(ids)))]
     said, asked = [empathy[empathy.scenario_id == id_].scenario.iloc[0] for id_ in some], prompts_of(n_judged)
     plain, without = generate(asked).texts[0], {name: generate(asked, removed(name)).texts[0] for name in ("cognitive", "affective")}

@@ -108,7 +108,8 @@ asked = [id_ for _, ids in context_of.groupby(context_of) for id_ in spread(list
 direction = {name: unit(rows.mean(0), name) for name, rows in effect.items()}
 
 # %%
-calibration, grid = prompts_of(spread([id_ for id_ in context_of.index if id_ not in asked], n_calibration)), np.array(coeffs)
+others, grid = [id_ for id_ in context_of.index if id_ not in asked], np.array(coeffs)
+calibration = prompts_of(spread(others or asked, n_calibration))
 scale = steering.mean_norm(model, tokenizer, calibration, layer)
 def sweep_of(name):
     edits = {layer: Edit(kind="add", directions=direction[name], coeffs=grid, scale=scale)}

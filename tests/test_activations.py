@@ -24,7 +24,7 @@ def test_bridge_and_trie_agree_on_20_texts(smol, bundled):
     from transformer_lens.model_bridge import TransformerBridge
     model, tokenizer, _params = smol
     rows = bundled.sample(20, random_state=0)
-    pooled = [activations.pool_trie(model, [encode(smol, row)], range(30))[0][:, 0] for row in rows.itertuples()]
+    pooled = [activations.pool(model, [encode(smol, row)], range(30))[0][:, 0] for row in rows.itertuples()]
     bridge = TransformerBridge.boot_transformers(model.config._name_or_path, hf_model=copy.deepcopy(model), tokenizer=tokenizer, device="cpu")
     for row, ours in zip(rows.itertuples(), pooled, strict=True):
         text = encode(smol, row)
@@ -44,11 +44,15 @@ def test_the_check_notices_a_wrong_mask(smol, bundled, monkeypatch):
     """With replies that see one another the self-check fails and plain forwards serve instead."""
     model = smol[0]
     texts = [encode(smol, row) for row in bundled[bundled.scenario == bundled.scenario[0]].itertuples()]
-    right, _, _ = activations.extract(model, [texts], [5])
+    seen = {True: [], False: []}
+    right, sinks, _ = activations.extract(model, [texts], [5], also=lambda group, layer, trie, resid, kept: seen[True].append((trie, resid)))
     monkeypatch.setattr(activations.Trie, "visible", lambda trie: np.tril(np.ones((len(trie.tokens),) * 2, dtype=bool)))
-    served, _, about = activations.extract(model, [texts], [5])
+    served, dropped, about = activations.extract(model, [texts], [5], also=lambda group, layer, trie, resid, kept: seen[False].append((trie, resid)))
     assert about["trie_relative_error"] > 1e-3 and "plain" in about["method"]
-    assert activations.relative_error(served, right) < 1e-5
+    assert activations.relative_error(served, right) < 1e-5 and (dropped == sinks).all()
+    for (trie, resid), (other, plain) in zip(seen[True], seen[False], strict=True):  # every token reaches the collector in both ways
+        for path, own in zip(trie.paths, other.paths, strict=True):
+            assert activations.relative_error(resid[path].numpy(), plain[own].numpy()) < 1e-4
 
 
 def test_only_reply_tokens_enter(smol, bundled):
@@ -64,7 +68,7 @@ def test_prompt_padding_changes_nothing(smol, bundled):
     """Padding before the prompt, masked out, gives the same pooled vector, whatever tokens it holds."""
     model = smol[0]
     text = encode(smol, next(bundled.itertuples()))
-    plain = activations.pool_plain(model, text, [10])
+    plain = activations.pool(model, [text], [10], share=False)[0][:, 0]
     for token in (2, 500):
         ids = torch.tensor([[token] * 7 + list(text.ids)])
         mask = (torch.arange(ids.shape[1]) >= 7).long()[None]
@@ -79,8 +83,8 @@ def test_sinks_are_left_out(smol, bundled):
     model = smol[0]
     text = encode(smol, next(bundled.itertuples()))
     spoiled = prompts.Encoded(text.ids, 0)  # the first token of SmolLM2 is a sink
-    pooled, sinks = activations.pool_trie(model, [spoiled], [15])
-    assert sinks.sum() == 1 and np.linalg.norm(pooled) < 10 * np.linalg.norm(activations.pool_trie(model, [text], [15])[0])
+    pooled, sinks = activations.pool(model, [spoiled], [15])
+    assert sinks.sum() == 1 and np.linalg.norm(pooled) < 10 * np.linalg.norm(activations.pool(model, [text], [15])[0])
 
 
 def test_boundary_merge_is_refused(smol):

@@ -11,7 +11,7 @@ from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_direc
 
 from lib.errors import BadInput
 from lib.model import corpus, prompts, sae, sae_gates, text_tokens, train_sae, weights
-from lib.model.activations import pool_plain
+from lib.model.activations import pool
 from lib.model.sae_training import Pair, Recipe, build, gaussian_blocks, inference, stream, train, train_pair
 from lib.params import ROOT, load_params
 from lib.stats.gates import failing, gates_table, mmcs, random_mmcs
@@ -266,14 +266,14 @@ def test_texts_are_encoded_token_by_token(tiny, tiny_pair, tmp_path, monkeypatch
     texts = [text for group in groups for text in group]
     assert made.pooled[0].shape == (6, 64) and made.resid.shape == (6, 48)
     for row, text in enumerate(texts):
-        assert np.abs(made.resid[row] - pool_plain(model, text, [1])[0]).max() < 1e-4
+        assert np.abs(made.resid[row] - pool(model, [text], [1], share=False)[0][0, 0]).max() < 1e-4
         with torch.inference_mode():
             hidden = model(torch.tensor([text.ids]), output_hidden_states=True).hidden_states[2][0, text.start:]
             latents = tiny_pair[0].saes[0].encode(hidden).mean(0)
         assert np.abs(made.pooled[0][row] - latents.numpy()).max() < 1e-3
     first = made.top[0].iloc[0]
     assert first.token in texts[int(first.text)].ids
-    monkeypatch.setattr(text_tokens, "run_trie", lambda *_: pytest.fail("the model was run again"))
+    monkeypatch.setattr(text_tokens, "extract", lambda *_: pytest.fail("the model was run again"))
     assert text_tokens.extract_texts(model, groups, **options).rows == shards.rows
     with pytest.raises(BadInput, match="another model, layer or corpus"):
         text_tokens.extract_texts(model, groups[::-1], **options)

@@ -121,12 +121,31 @@ def run_trie(model, trie: Trie, layers, receive) -> None:
 
 
 @torch.inference_mode()
-def pool_trie(model, texts: list[Encoded], layers, *, also=lambda *_: None) -> tuple[np.ndarray, np.ndarray]:
-    """`(pooled [layer, text, d_model] float32, sinks [layer, text])` of texts in one trie forward.
+def run_plain(model, trie: Trie, layers, receive) -> None:
+    """The same as `run_trie` for a trie of separate texts, by one ordinary forward a text, with the model's own mask."""
+    found: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
+    with block_outputs(model, layers, lambda layer, resid: found[layer].append(resid[0].float())) as decoder:
+        for path in trie.paths:
+            decoder(input_ids=torch.from_numpy(trie.tokens[path])[None].to(model.device), use_cache=False)
+    for layer, parts in found.items():
+        receive(layer, torch.cat(parts))
+
+
+def separate(sequences: list[tuple[int, ...]]) -> Trie:
+    """The sequences side by side, nothing shared."""
+    ends = np.cumsum([len(sequence) for sequence in sequences])
+    paths = tuple(np.arange(end - len(sequence), end) for sequence, end in zip(sequences, ends, strict=True))
+    depths = np.concatenate([np.arange(len(path)) for path in paths])
+    return Trie(np.concatenate([np.array(sequence) for sequence in sequences]), depths, np.where(depths > 0, np.arange(ends[-1]) - 1, -1), paths)
+
+
+@torch.inference_mode()
+def pool(model, texts: list[Encoded], layers, *, share: bool = True, also=lambda *_: None) -> tuple[np.ndarray, np.ndarray]:
+    """`(pooled [layer, text, d_model] float32, sinks [layer, text])` of texts, in one trie forward or, without `share`, one by one.
 
     `also(layer, trie, resid, kept)` is given what a layer's means are made of: all nodes, and which of them are no sinks.
     """
-    trie = build_trie([text.ids for text in texts])
+    trie = (build_trie if share else separate)([text.ids for text in texts])
     members = memberships(model, trie, texts)
     pooled, sinks = {}, {}
 
@@ -137,23 +156,8 @@ def pool_trie(model, texts: list[Encoded], layers, *, also=lambda *_: None) -> t
         pooled[layer] = (kept @ resid / kept.sum(1, keepdim=True)).cpu().numpy()
         sinks[layer] = (members.sum(1) - kept.sum(1)).cpu().numpy().astype(np.int64)
 
-    run_trie(model, trie, layers, receive)
+    (run_trie if share else run_plain)(model, trie, layers, receive)
     return np.stack([pooled[layer] for layer in layers]), np.stack([sinks[layer] for layer in layers])
-
-
-@torch.inference_mode()
-def pool_plain(model, text: Encoded, layers) -> np.ndarray:
-    """`[layer, d_model]`: the same numbers by one ordinary forward; the reference for the trie."""
-    pooled = {}
-
-    def receive(layer, resid):
-        resid = resid[0, text.start:].float()
-        norms = resid.norm(dim=-1)
-        pooled[layer] = resid[norms <= SINK * norms.median()].mean(0).cpu().numpy()
-
-    with block_outputs(model, layers, receive) as decoder:
-        decoder(input_ids=torch.tensor([text.ids], device=model.device), use_cache=False)
-    return np.stack([pooled[layer] for layer in layers])
 
 
 def relative_error(a: np.ndarray, b: np.ndarray) -> float:
@@ -162,28 +166,21 @@ def relative_error(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def trie_error(model, texts: list[Encoded], layers) -> float:
-    """Largest relative error of the trie against plain forwards on a few texts that share a prompt."""
-    pooled, _ = pool_trie(model, texts, layers)
-    return max(relative_error(pooled[:, i], pool_plain(model, text, layers)) for i, text in enumerate(texts))
+    """Largest relative error of the trie against ordinary forwards on a few texts that share a prompt."""
+    return relative_error(pool(model, texts, layers)[0], pool(model, texts, layers, share=False)[0])
 
 
 def extract(model, groups: list[list[Encoded]], layers, *, tolerance: float = 1e-4, also=lambda *_: None):
     """`(pooled [layer, text, d_model], sinks [layer, text], about)` of all texts, group after group.
 
-    A group holds texts that share a prompt. The trie is first checked against plain forwards on three texts; where it
-    misses `tolerance` the plain forward serves all texts, and `about` says so. `also(group, layer, trie, resid, kept)` sees
-    every token on its way to the mean.
+    A group holds texts that share a prompt. The trie is first checked against ordinary forwards on three texts; where it
+    misses `tolerance` these serve all texts, and `about` says so. `also(group, layer, trie, resid, kept)` sees every token
+    on its way to the mean.
     """
     error = trie_error(model, groups[0][:3], layers)
     exact = error <= (tolerance if model.dtype == torch.float32 else 0.05)
-    pooled, sinks = [], []
-    for group in tqdm(groups, desc="extracting", unit="scenario", mininterval=2):
-        if exact:
-            values, dropped = pool_trie(model, group, layers, also=partial(also, group))
-        else:
-            values = np.stack([pool_plain(model, text, layers) for text in group], axis=1)
-            dropped = np.zeros(values.shape[:2], dtype=np.int64)
-        pooled.append(values), sinks.append(dropped)
+    pooled, sinks = zip(*(pool(model, group, layers, share=exact, also=partial(also, group))
+                          for group in tqdm(groups, desc="extracting", unit="scenario", mininterval=2)), strict=True)
     about = {"method": "token trie" if exact else "plain forwards (the trie missed its tolerance)",
              "trie_relative_error": error, "attention": model.config._attn_implementation, "dtype": str(model.dtype)}
     return np.concatenate(pooled, axis=1), np.concatenate(sinks, axis=1), about

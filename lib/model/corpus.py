@@ -20,8 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import load_dataset
-from datasets.exceptions import DatasetNotFoundError
 from tqdm.auto import tqdm
 
 from lib.errors import BadInput
@@ -65,6 +63,9 @@ def streamed(dataset: str, *, seed: int, buffer: int = 1_000) -> Iterator[list[s
 
     A row holds a list of turns, each with its `content`, as `messages` or `conversation`. Raises BadInput where it does not.
     """
+    from datasets import load_dataset  # takes seconds to import, and only the GPU studies stream
+    from datasets.exceptions import DatasetNotFoundError
+
     name, _, split = dataset.partition(":")
     try:
         for row in load_dataset(name, split=split or "train", streaming=True).shuffle(seed=seed, buffer_size=buffer):

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lib.cli import exit_code
 from lib.errors import BadInput
-from lib.model.activations import extract, pool_plain, pool_trie, relative_error
+from lib.model.activations import extract, pool, relative_error
 from lib.model.prompts import Encoded
 from lib.params import ROOT, load_params
 from lib.store import to_json, versions, write_atomic
@@ -94,10 +94,10 @@ def measure(study: str, *, device: str, n_alternations: int, small: bool) -> dic
             found[name] = sides[name]()
             seconds[name].append(time.perf_counter() - start)
     peak = torch.cuda.max_memory_allocated() / 1e9 if cuda else float("nan")
-    half, _ = pool_trie(model, groups[0], layers)
+    half, _ = pool(model, groups[0], layers)
     try:
         model = model.float()
-        full = np.stack([pool_plain(model, text, layers) for text in groups[0]], axis=1)
+        full, _ = pool(model, groups[0], layers, share=False)
         error = relative_error(half, full)
     except torch.cuda.OutOfMemoryError:
         error = None  # float32 does not fit beside it

@@ -8,10 +8,9 @@ runs the model over all layers, leaves the preregistered layer's shards behind; 
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from lib.errors import BadInput
-from lib.model.activations import Trie, build_trie, kept_nodes, memberships, run_trie
+from lib.model.activations import Trie, extract
 from lib.model.prompts import Encoded
 from lib.model.shards import Shards, open_shards
 from lib.store import sha256, to_json
@@ -62,11 +61,9 @@ class Collector:
 
 
 def extract_texts(model, groups: list[list[Encoded]], *, about: dict, template: str, layer: int, folder: Path | None = None) -> Shards:
-    """Shards of all groups, each shard that is missing made by one forward a group up to `layer`."""
+    """Shards of all groups; those that are missing are made by forwards up to `layer`."""
     collector = Collector(groups, about=about, template=template, layer=layer, d_model=model.get_decoder().config.hidden_size, folder=folder)
     collector.seen = collector.missing
-    for group in tqdm(groups[collector.missing:], desc="texts", unit="scenario", mininterval=2):
-        trie, caught = build_trie([text.ids for text in group]), {}
-        run_trie(model, trie, [layer], lambda _, resid, caught=caught: caught.update(resid=resid))
-        collector.add(group, layer, trie, caught["resid"], kept_nodes(caught["resid"], memberships(model, trie, group)))
+    if missing := groups[collector.missing:]:
+        extract(model, missing, [layer], also=collector.add)
     return collector.shards

@@ -16,7 +16,7 @@ import numpy as np
 import platformdirs
 import torch
 from filelock import FileLock
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lib.errors import BadInput
 from lib.params import Model, Wheel
@@ -117,7 +117,7 @@ def local_folder(params: Model) -> Path:
     return folder
 
 
-def load(params: Model, *, device: str | None = None):
+def load(params: Model, *, device: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict]:
     """`(model, tokenizer, about)`: a Hugging Face causal LM in eval mode with the attention of the params.
 
     `about` holds what a sidecar needs: `model_id`, `revision`, `weights_sha256`. Hub models are read from the hub at the
