@@ -16,8 +16,10 @@ from tqdm.auto import tqdm
 
 from lib.cli import exit_code
 from lib.errors import BadInput
+from lib.files import sha256, sync_folder, write_atomic
 from lib.params import load_params
-from lib.store import outputs_root, read_json, sha256, sync_folder, to_json, write_atomic
+from lib.seals import read_sealed, sealed
+from lib.store import meta_path, outputs_root
 
 SMALL = 2_000_000  # bytes; a larger file goes with the tensors
 FORMAT = 1
@@ -62,18 +64,21 @@ def pack(study: Study, results: Results = Path("results"), tensors: Tensors = Pa
         name, large = path.relative_to(root).as_posix(), path.stat().st_size > SMALL
         folder = tensors if large else results
         digest = sha256(path)
+        if meta_path(path).exists() and read_sealed(meta_path(path), shown=f"{study}/{name}.meta.json", fix="run its stage again").get("sha256") != digest:
+            raise BadInput(f"{study}/{name}: differs from its sidecar (changed or damaged); run its stage again; nothing was packed")
         target = folder / study / name
         if not target.exists() or sha256(target) != digest:
             copy(path, target)
         listed[name] = {"sha256": digest, "bytes": path.stat().st_size, "large": large}
-    write_atomic(results / study / "pack.json", to_json({"format": FORMAT, "study": study, "model_id": params.model.model_id, "files": listed}))
+    write_atomic(results / study / "pack.json", sealed({"format": FORMAT, "study": study, "model_id": params.model.model_id, "files": listed}))
     n_large = sum(file["large"] for file in listed.values())
     print(f"{study}: {len(listed)} files packed into {results / study}" + (f", {n_large} of them large, in {tensors / study}" if n_large else ""))
 
 
 def checked(study: str, results: Path, tensors: Path) -> dict[str, Path]:
     """Where each file of a pack lies, all found as they were packed. Raises BadInput that names the first that is not."""
-    manifest, shown = read_json(results / study / "pack.json"), f"{study}/pack.json"
+    shown = f"{study}/pack.json"
+    manifest = read_sealed(results / study / "pack.json", shown=shown, fix="fetch it again or pack the study again")
     try:
         about = {key: manifest[key] for key in ("format", "study", "model_id")}
         files = {str(name): (str(file["sha256"]), bool(file["large"])) for name, file in manifest["files"].items()}

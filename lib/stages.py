@@ -10,8 +10,10 @@ from papermill.exceptions import PapermillException
 from pydantic import ConfigDict, ValidationError, create_model
 
 from lib.errors import BadInput
+from lib.files import sha256, to_json
 from lib.params import ROOT, Params, one_line
-from lib.store import read_json, sha256, to_json
+from lib.seals import read_sealed, sealed_or_none
+from lib.store import meta_path
 
 NOTEBOOKS = ROOT / "notebooks"
 TYPES = {"bool": bool, "int": int, "float": float, "str": str, "list": list}
@@ -117,22 +119,24 @@ def stage_record(root: Path, stage: str) -> dict:
     path = record_path(root, stage)
     if not path.exists():
         raise BadInput(f"{root.name}: {stage} has not run; run it first (`python -m lib.run {stage} --study {root.name}`)")
-    record = read_json(path)
-    if not isinstance(record, dict) or not {"fingerprint", "outputs"} <= record.keys():
-        raise BadInput(f"{root.name}/{path.name}: not a stage record; remove it and run {stage} again")
+    record = read_sealed(path, shown=f"{root.name}/{path.name}", fix=f"run {stage} again")
+    if not {"fingerprint", "outputs"} <= record.keys():
+        raise BadInput(f"{root.name}/{path.name}: not a stage record; run {stage} again")
     return record
 
 
 def outputs_of(root: Path, stage: str) -> dict[str, str]:
-    """`{file: sha256}` of all artifacts of a stage, read from their sidecars."""
+    """`{file: sha256}` of all artifacts of a stage, read from their sidecars; one that was changed vouches for nothing."""
     found = {}
     for meta in sorted(root.glob("*/**/*.meta.json")):
-        about = read_json(meta)
+        about = sealed_or_none(meta) or {}
         if about.get("stage") == stage:
             found[about["file"]] = about["sha256"]
     return found
 
 
 def intact(root: Path, record: dict) -> bool:
-    """Whether every output of a stage is on disk as it was recorded."""
-    return all((root / name).exists() and sha256(root / name) == digest for name, digest in record["outputs"].items())
+    """Whether every output of a stage, and its sidecar, is on disk as it was recorded."""
+    def good(path: Path, digest: str) -> bool:
+        return path.exists() and sha256(path) == digest and (sealed_or_none(meta_path(path)) or {}).get("sha256") == digest
+    return all(good(root / name, digest) for name, digest in record["outputs"].items())

@@ -1,11 +1,10 @@
 """Artifacts: written atomically, each with a sidecar that says where it comes from, and checked on load.
 
 A write goes to a temporary file, is fsynced and renamed, so a kill leaves the old file or the new one. The sidecar
-`<file>.meta.json` holds the sha256, shapes, the parameters, the inputs' sha256 and the versions. Tensors are
+`<file>.meta.json` holds the sha256, shapes, the parameters, the inputs' sha256 and the versions, under a seal of its own. Tensors are
 safetensors (layer-major, `[layer, text, d_model]`), tables CSV, results JSON. Nothing is pickled.
 """
 
-import hashlib
 import io
 import json
 import os
@@ -22,69 +21,17 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from lib.errors import BadInput
+from lib.files import read_json, sha256, to_json, write_atomic
 from lib.params import ROOT, Params, load_params
+from lib.seals import read_sealed, sealed
 from lib.stats.verdicts import CONTRASTS, with_flags
 
 PACKAGES = ("numpy", "scipy", "scikit-learn", "pandas", "torch", "transformers", "transformer-lens", "sae-lens")
 
 
-def sha256(content: bytes | Path) -> str:
-    """Hex digest of bytes or of a file."""
-    if isinstance(content, bytes):
-        return hashlib.sha256(content).hexdigest()
-    with content.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that a reader or a kill sees either nothing of it or all of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with scratch.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise BadInput(f"{path.name}: cannot be written ({error.strerror}); free space or fix permissions") from None
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Put a folder's entries on disk: a new name in it then survives a power cut."""
-    directory = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
 def outputs_root() -> Path:
     """Where all studies' outputs lie."""
     return Path(os.environ.get("EMPATHY_OUTPUTS", ROOT / "outputs"))
-
-
-def to_json(content) -> bytes:
-    """Stable JSON: sorted keys, no NaN, numpy numbers as plain ones."""
-    def plain(value):
-        if isinstance(value, np.generic):
-            return value.item()
-        if isinstance(value, np.ndarray):
-            return value.tolist()
-        raise TypeError(f"{type(value).__name__} does not belong in JSON")
-    return (json.dumps(content, indent=1, sort_keys=True, allow_nan=False, default=plain, ensure_ascii=False) + "\n").encode()
-
-
-def read_json(path: Path):
-    """The content of a JSON file, or one clear line."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInput(f"{path.name}: no such file") from None
-    except (UnicodeDecodeError, ValueError, RecursionError, OSError) as error:
-        raise BadInput(f"{path.name}: not readable as JSON ({str(error).splitlines()[0]}); make it again") from None
 
 
 @cache
@@ -149,7 +96,7 @@ class Study:
         path = self.path("preregistration.json")
         if not path.exists():
             write_atomic(path, to_json(self.preregistration))
-        return read_json(path).get("hash") == self.preregistration["hash"]
+        return read_preregistration(path)["hash"] == self.preregistration["hash"]
 
     def save(self, name: str, content: bytes, **about) -> Path:
         """Write `content` under the study and its sidecar; returns the path."""
@@ -158,7 +105,7 @@ class Study:
                    "stage": self.stage, "model_id": self.params.model.model_id, "parameters": self.parameters,
                    "inputs": dict(sorted(self.inputs.items())), "versions": versions(), "git_commit": git_commit(), **about}
         write_atomic(path, content)
-        write_atomic(meta_path(path), to_json(sidecar))
+        write_atomic(meta_path(path), sealed(sidecar))
         return path
 
     def save_tensors(self, name: str, tensors: dict[str, np.ndarray], **about) -> Path:
@@ -217,14 +164,26 @@ def meta_path(path: Path) -> Path:
     return path.with_name(path.name + ".meta.json")
 
 
+def read_preregistration(path: Path) -> dict:
+    """What was preregistered: thresholds, layer and contrasts, with the hash of the rest of it as `hash`."""
+    content = read_json(path)
+    rest = {key: value for key, value in content.items() if key != "hash"} if isinstance(content, dict) else {}
+    if not rest or content.get("hash") != sha256(to_json(rest)) or path.read_bytes() != to_json(content):
+        raise BadInput(f"{path.parent.name}/{path.name}: differs from its own hash (changed or damaged); restore it, "
+                       "or remove it and the study's outputs and run again")
+    return content
+
+
 def read_checked(path: Path) -> tuple[bytes, dict]:
     """An artifact's bytes and sidecar; a missing, changed or sidecar-less file is named."""
     shown = f"{path.parent.parent.name}/{path.parent.name}/{path.name}"
     if not path.exists():
         raise BadInput(f"{shown}: missing; run the stage that makes it (`make run` makes all)")
-    about = read_json(meta_path(path)) if meta_path(path).exists() else None
-    if not isinstance(about, dict) or not {"sha256", "study", "stage"} <= about.keys():
+    if not meta_path(path).exists():
         raise BadInput(f"{shown}: has no sidecar, so its origin is unknown; run the stage that makes it")
+    about = read_sealed(meta_path(path), shown=f"{shown}.meta.json", fix="run the stage that makes it again")
+    if not {"sha256", "study", "stage"} <= about.keys():
+        raise BadInput(f"{shown}.meta.json: not a sidecar; run the stage that makes it again")
     content = path.read_bytes()
     if sha256(content) != about["sha256"]:
         raise BadInput(f"{shown}: differs from its sidecar (changed or damaged); run {about['stage']} again")

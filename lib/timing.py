@@ -6,7 +6,8 @@ from threading import Event, Thread
 import psutil
 from rich.table import Table
 
-from lib.store import read_json, to_json, write_atomic
+from lib.files import to_json, write_atomic
+from lib.seals import sealed_or_none
 
 SAMPLE = 0.25  # seconds between two looks
 
@@ -38,7 +39,7 @@ class Peak:
 
 def costs(root: Path, ran: set[str]) -> list[dict]:
     """`{stage, seconds, peak_mb, ran}` of every stage that a run's folder has a record of."""
-    records = {path.name.removesuffix(".stage.json"): read_json(path) for path in sorted(root.glob("*.stage.json"))}
+    records = {path.name.removesuffix(".stage.json"): sealed_or_none(path) or {} for path in sorted(root.glob("*.stage.json"))}
     return [{"stage": stage, "seconds": record.get("seconds"), "peak_mb": record.get("peak_mb"), "ran": stage in ran}
             for stage, record in records.items()]
 

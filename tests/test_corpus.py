@@ -12,7 +12,7 @@ from lib.model import corpus
 from lib.model.activations import SINK
 from lib.model.sae_training import shard_blocks
 from lib.model.shards import open_shards
-from lib.store import to_json
+from lib.seals import sealed
 
 LAYER = 1
 TALK = ["hey there", "hi! how was the trip?", "long, but we saw the sea", "user", "assistant", "ha, lucky you"]
@@ -80,7 +80,7 @@ def test_shards_hold_enough_and_resume(made):
     names = {row["file"]: row["sha256"] for row in first.rows}
     assert first.n_tokens("half0") >= 250 and first.n_tokens("heldout") >= 150
     first.folder.joinpath(first.rows[-1]["file"]).unlink()  # as if killed before the last shard and its row were written
-    (first.folder / "manifest.json").write_bytes(to_json({"identity": first.identity, "shards": first.rows[:-1]}))
+    (first.folder / "manifest.json").write_bytes(sealed({"identity": first.identity, "shards": first.rows[:-1]}))
     again = made(250)
     assert {row["file"]: row["sha256"] for row in again.rows} == names
     more = made(600)

@@ -297,7 +297,7 @@ def test_a_torn_line_costs_one_reply(root, journal, capsys):
         first = make(server, root)
         content = journal.read_bytes()
         journal.write_bytes(content[:content.rindex(b'"event": "reply"') + 40])
-        assert len(make(server, root)) == 2 and "1 line(s) cut off" in capsys.readouterr().out
+        assert len(make(server, root)) == 2 and "cut off by a kill" in capsys.readouterr().out
         assert len(server.paid()) == 9 + 1
         assert len(make(server, root)) == len(first)
         assert len(server.paid()) == 9 + 1 and paid_keys(server).most_common(1)[0][1] == 2

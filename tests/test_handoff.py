@@ -12,7 +12,8 @@ import pytest
 
 from lib import handoff
 from lib.errors import BadInput
-from lib.store import Study, to_json
+from lib.seals import sealed
+from lib.store import Study
 from tests.conftest import ROOT
 
 BUILDER = """#!{python}
@@ -37,7 +38,7 @@ def outputs(tmp_path, monkeypatch):
     home.save_json("activations/tokens.json", {"a": [1, 2]})
     home.save_tensors("activations/resid_post.safetensors", {"resid_post": np.zeros((4, 300, 480), np.float32)})
     (home.root / "03_extract.ipynb").write_text("{}")
-    (home.root / "03_extract.stage.json").write_bytes(to_json({"fingerprint": "f", "outputs": {}}))
+    (home.root / "03_extract.stage.json").write_bytes(sealed({"fingerprint": "f", "outputs": {}}))
     (home.root / "04_sae.failed.ipynb").write_text("{}")
     (home.root / "paid.journal.jsonl").write_text("{}")
     (home.root / ".lock").touch()
@@ -68,7 +69,9 @@ def test_there_and_back(outputs, tmp_path):
 
 
 def change(path: Path, **values) -> None:
-    path.write_bytes(to_json(json.loads(path.read_text()) | values))
+    content = json.loads(path.read_text()) | values
+    del content["seal"]
+    path.write_bytes(sealed(content))
 
 
 @pytest.mark.parametrize(("spoil", "said"), [
@@ -80,7 +83,7 @@ def change(path: Path, **values) -> None:
     (lambda p: change(p, files={"../evil.json": {"sha256": "0", "large": False}}), "would leave the study's folder"),
     (lambda p: change(p, files={"/etc/passwd": {"sha256": "0", "large": False}}), "would leave the study's folder"),
     (lambda p: change(p, files=["a"]), "not the manifest"),
-    (lambda p: p.write_text("[]"), "not the manifest"),
+    (lambda p: p.write_text("[]"), "no seal"),
     (lambda p: p.write_text("{"), "not readable as JSON"),
     (lambda p: p.unlink(), "pack.json: no such file")])
 def test_a_partial_changed_or_foreign_pack_is_refused_by_name(packed, outputs, tmp_path, spoil, said):

@@ -12,6 +12,7 @@ import pytest
 
 from lib.report.exports import csv as csv_of
 from lib.report.exports import markdown
+from lib.seals import sealed
 from lib.stats.verdicts import CRITERIA, Result
 from lib.store import Study
 from tests.conftest import ROOT, run
@@ -44,7 +45,9 @@ def published(tmp_path_factory):
     damaged = folder / "gemma3-270m/probe/metrics.json"
     damaged.write_bytes(damaged.read_bytes().replace(b"0.", b"1.", 1))
     about = folder / "gemma3-270m/sae/metrics.json.meta.json"
-    about.write_text(json.dumps(json.loads(about.read_text()) | {"source": "simulated"}))
+    content = json.loads(about.read_text()) | {"source": "simulated"}
+    del content["seal"]
+    about.write_bytes(sealed(content))
     done = run("10_report", "--study", "smollm2-135m", EMPATHY_OUTPUTS=str(folder))
     patch.undo()
     assert done.returncode == 0, done.stderr[-2000:]

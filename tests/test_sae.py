@@ -165,7 +165,7 @@ def test_damaged_pairs_are_named(saved):
     with pytest.raises(BadInput, match="seed1/sae_weights"):
         sae.load_pair(saved, EXPECTED)
     (saved / "meta.json").write_text("[]")
-    with pytest.raises(BadInput, match="sidecar"):
+    with pytest.raises(BadInput, match="no seal"):
         sae.load_pair(saved, EXPECTED)
 
 

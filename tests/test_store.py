@@ -8,6 +8,7 @@ import pytest
 
 from lib import store
 from lib.errors import BadInput
+from lib.seals import sealed
 from lib.store import Study, meta_path
 
 
@@ -55,7 +56,8 @@ def test_missing_foreign_and_orphaned_files_are_named(study):
         study.load_json("probe/none.json")
     path = study.save_json("probe/m.json", [1])
     meta = json.loads(meta_path(path).read_text())
-    meta_path(path).write_text(json.dumps(meta | {"study": "other"}))
+    del meta["seal"]
+    meta_path(path).write_bytes(sealed(meta | {"study": "other"}))
     with pytest.raises(BadInput, match="belongs to study 'other'"):
         study.load_json("probe/m.json")
     meta_path(path).unlink()
@@ -88,6 +90,7 @@ def test_changed_thresholds_are_said(study, monkeypatch):
     study.save_results("probe/metrics.json", [row])
     assert study.load_json("probe/metrics.json")["results"][0]["flags"] == ""
     path = study.path("preregistration.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"hash": "another"}))
+    other = {key: value for key, value in json.loads(path.read_text()).items() if key != "hash"} | {"layer": 99}
+    path.write_bytes(store.to_json({"hash": store.sha256(store.to_json(other)), **other}))
     study.save_results("probe/metrics.json", [row])
     assert study.load_json("probe/metrics.json")["results"][0]["flags"] == "CHANGED-THRESHOLDS"

@@ -21,11 +21,13 @@ from safetensors.torch import save as save_safetensors
 from tqdm.auto import tqdm
 
 from lib.errors import BadInput
+from lib.files import sha256, to_json, write_atomic
 from lib.model.sae_training import Pair
 from lib.model.shards import Shards
 from lib.model.weights import key_of
 from lib.params import ROOT, Model
-from lib.store import read_json, sha256, to_json, versions, write_atomic
+from lib.seals import read_sealed, sealed
+from lib.store import versions
 
 SHIPPED = ROOT / "lib" / "data" / "sae"
 FILES = ("cfg.json", "sae_weights.safetensors")
@@ -55,7 +57,7 @@ def save_pair(pair: Pair, folder: Path) -> None:
         put(f"seed{number}/sae_weights.safetensors", save_safetensors(state))
         put(f"seed{number}/cfg.json", to_json(sae.cfg.to_dict()))
     put("curve.csv", pair.curve.to_csv(index=False, float_format="%.6g").encode())
-    write_atomic(folder / "meta.json", to_json(pair.about | {"files": hashes, "versions": versions()}))
+    write_atomic(folder / "meta.json", sealed(pair.about | {"files": hashes, "versions": versions()}))
 
 
 def load_sae(folder: Path, *, device: str = "cpu") -> SAE:
@@ -65,8 +67,8 @@ def load_sae(folder: Path, *, device: str = "cpu") -> SAE:
 
 def load_pair(folder: Path, expected: dict, *, device: str = "cpu") -> Pair:
     """A saved pair. Raises BadInput where a file was changed or the SAE is of another model, hook or width."""
-    about = read_json(folder / "meta.json")
-    if not isinstance(about, dict) or "files" not in about:
+    about = read_sealed(folder / "meta.json", shown=f"{folder.name}/meta.json", fix="train it again")
+    if "files" not in about:
         raise BadInput(f"{folder.name}/meta.json: not the sidecar of a sparse autoencoder; train it again")
     for key, value in expected.items():
         if about.get(key) != value:
@@ -83,7 +85,7 @@ def load_pair(folder: Path, expected: dict, *, device: str = "cpu") -> Pair:
 def find_shipped(expected: dict) -> Path | None:
     """The folder of the shipped pair that fits a study; None where there is none."""
     for path in sorted(SHIPPED.glob("*/meta.json")):
-        about = read_json(path)
+        about = read_sealed(path, shown=f"{path.parent.name}/{path.name}", fix="restore it, or train it again")
         if all(about.get(key) == value for key, value in expected.items()):
             return path.parent
     return None

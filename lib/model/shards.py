@@ -1,9 +1,10 @@
 """Token activations on disk: hashed shards with a manifest, one in memory at a time.
 
 A shard is written whole or not at all and then entered in the manifest, so a killed extraction goes on where it
-stopped. `identity` says of what the shards are; a manifest of anything else is refused.
+stopped. `identity` says of what the shards are; a manifest of anything else, or one that was changed, is refused.
 """
 
+import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from lib.errors import BadInput
+from lib.files import read_json, sha256, to_json, write_atomic
 from lib.model.weights import cache_dir
-from lib.store import read_json, sha256, to_json, write_atomic
+from lib.seals import read_sealed, sealed
 
 
 @dataclass(kw_only=True)
@@ -45,7 +47,7 @@ class Shards:
         content, name = save_safetensors(arrays), f"{split}-{number:04d}.safetensors"
         write_atomic(self.folder / name, content)
         self.rows.append({"file": name, "split": split, "sha256": sha256(content), **about})
-        write_atomic(self.folder / "manifest.json", to_json({"identity": self.identity, "shards": self.rows}))
+        write_atomic(self.folder / "manifest.json", sealed({"identity": self.identity, "shards": self.rows}))
 
     def load(self, row: dict) -> dict[str, np.ndarray]:
         """One shard. Raises BadInput where the file is missing, changed or of another study."""
@@ -82,7 +84,11 @@ def open_shards(identity: dict, *, kind: str, folder: Path | None = None) -> Sha
     path = folder / "manifest.json"
     if not path.exists():
         return Shards(folder=folder, identity=identity, rows=[])
-    manifest = read_json(path)
-    if not isinstance(manifest, dict) or manifest.get("identity") != identity:
+    found = read_json(path)
+    if isinstance(found, dict) and "seal" not in found and {"identity", "shards"} <= found.keys():
+        print(f"{folder.name}/manifest.json: has no seal; its shards are made again")  # of before there were seals
+        return Shards(folder=folder, identity=identity, rows=[])
+    manifest = read_sealed(path, shown=f"{folder.name}/manifest.json", fix="remove that folder and run again")
+    if manifest.get("identity") != json.loads(to_json(identity)) or not isinstance(manifest.get("shards"), list):
         raise BadInput(f"{folder.name}/manifest.json: belongs to another model, layer or corpus; remove that folder and run again")
     return Shards(folder=folder, identity=identity, rows=manifest["shards"])

@@ -18,13 +18,14 @@ import typer
 from filelock import FileLock
 
 from lib.cli import exit_code
+from lib.files import sha256, to_json, write_atomic
 from lib.model import sae, weights
 from lib.model.corpus import CONTEXT, extract_corpus, pieces
 from lib.model.sae_gates import ce_recovered
 from lib.model.sae_training import Pair, Recipe, train_pair
 from lib.params import Params, load_params
+from lib.seals import read_sealed
 from lib.stages import defaults
-from lib.store import read_json, sha256, to_json, write_atomic
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 RECIPE = ("architecture", "d_sae", "k", "lr", "batch", "n_samples")
@@ -108,7 +109,7 @@ def main(
         print(add_row(sae.SHIPPED / "sweep.csv", row).to_string())
         return
     folder, before = out or sae.SHIPPED / study, sae.SHIPPED / study / "meta.json"
-    shipped = read_json(before) if before.exists() else {}
+    shipped = read_sealed(before) if before.exists() else {}
     sae.save_pair(pair, folder)
     print({name: [round(value, 3) for value in values] for name, values in pair.about["heldout"].items()},
           f"saved to {folder.name}; training: {row['minutes']:.1f} minutes")

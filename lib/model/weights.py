@@ -111,10 +111,21 @@ def local_folder(params: Model) -> Path:
                 scratch.rename(folder)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
-    for name, digest in read_json(folder / "hashes.json").items():
-        if sha256(folder / name) != digest:
-            raise BadInput(f"{folder.name}/{name}: differs from its recorded sha256; remove that folder and run again")
+    check_files(folder)
     return folder
+
+
+def check_files(folder: Path) -> None:
+    """Every file of a converted model is the one that was recorded, and none is missing or more. Raises BadInput by name."""
+    hashes, fix = read_json(folder / "hashes.json"), "remove that folder and run again"
+    if not isinstance(hashes, dict) or (folder / "hashes.json").read_bytes() != to_json(hashes):
+        raise BadInput(f"{folder.name}/hashes.json: changed or damaged; {fix}")
+    found = {path.name: path for path in folder.iterdir() if path.name != "hashes.json"}
+    if odd := sorted(found.keys() ^ hashes.keys()):
+        raise BadInput(f"{folder.name}/{odd[0]}: {'not in hashes.json' if odd[0] in found else 'listed in hashes.json but missing'}; {fix}")
+    for name, digest in hashes.items():
+        if sha256(found[name]) != digest:
+            raise BadInput(f"{folder.name}/{name}: differs from its sha256 in hashes.json; {fix}")
 
 
 def load(params: Model, *, device: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict]:

@@ -3,6 +3,7 @@
 What changed is read from the results, and why from their sidecars: parameters, inputs, versions, commit, thresholds.
 """
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +16,7 @@ from lib.cli import exit_code
 from lib.errors import BadInput
 from lib.report.collect import RESULTS
 from lib.report.html import estimate
-from lib.store import read_checked, read_json
+from lib.store import read_checked, read_preregistration
 
 REASONS = ("parameters", "inputs", "versions", "git_commit", "source", "model_id")
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -27,8 +28,8 @@ def results(folder: Path) -> tuple[dict, dict]:
     for criterion, name in RESULTS.items():
         path = folder / name
         if path.exists():
-            _, sidecar = read_checked(path)
-            for row in read_json(path)["results"]:
+            content, sidecar = read_checked(path)
+            for row in json.loads(content)["results"]:
                 if row["criterion"] == criterion:
                     rows[criterion, row["metric"]], about[criterion] = row, sidecar
     if not rows:
@@ -53,7 +54,7 @@ def reasons(before: dict, after: dict) -> list[str]:
 
 def thresholds(folder: Path) -> dict[str, str]:
     path = folder / "preregistration.json"
-    return flat(read_json(path)["thresholds"]) if path.exists() else {}
+    return flat(read_preregistration(path)["thresholds"]) if path.exists() else {}
 
 
 @app.command()

@@ -193,9 +193,9 @@ def report(writer: Writer, n_triplets: int, *, controls: bool, stopped: str) -> 
         print("missing:", ", ".join(f"{n} {stage}" for stage, n in missing.items()), f"({stopped or 'every attempt was turned down'})")
     if writer.rejected:
         print("turned down:", ", ".join(f"{kind} {n}" for kind, n in sorted(writer.rejected.items())))
-    ledger, torn = writer.purchases.ledger, writer.purchases.journal.torn
-    if torn:
-        print(f"journal: {torn} line(s) cut off by a kill")
+    ledger = writer.purchases.ledger
+    if writer.purchases.journal.torn:
+        print("journal: its last line was cut off by a kill")
     print(f"spent ${ledger.spent:.2f} of ${ledger.max_usd:.2f}; journal: {writer.purchases.journal.path.name}")
 
 

@@ -12,11 +12,15 @@ flight. Everything else (what was bought, what it cost, which batches are open) 
     batch_unpaid  it is known not to exist                                 {intent, why}
     frozen        what later requests were derived from                    {name, content}
 
+Every line holds a `check`, a hash of the rest of it: a line that was changed is refused by its number (lines of before there
+were checks have none, and still count). What a kill cut off at the end is moved into `<journal>.torn`.
+
 The journal lies outside `outputs/`, so that no clean-up removes it.
 """
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,10 +28,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lib.errors import BadInput
+from lib.files import sync_folder, write_atomic
 from lib.params import ROOT, check_name
-from lib.store import sync_folder
+from lib.seals import stamped, unchanged
 
 WORKED = "message"  # the kind of a reply that was made, hence paid
+FIELDS = {"event", "key", "usd", "price", "raw", "batch", "why", "intent", "keys", "name", "content", "time", "check"}
 
 
 def journal_path(study: str) -> Path:
@@ -73,7 +79,8 @@ def read_message(key: str, message: dict) -> Reply:
 class Journal:
     """Append-only records of one study; only one process may hold a study's journal at a time.
 
-    `secret` is struck from everything that is written, should an answer ever echo it.
+    `secret` is struck from everything that is written, should an answer ever echo it. `torn`: what a kill had cut off at the
+    end when the journal was opened, set aside.
     """
 
     def __init__(self, path: Path, *, secret: str = ""):
@@ -84,24 +91,48 @@ class Journal:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise BadInput(f"{path.name}: another run is generating for this study; wait until it ends") from None
-        content = path.read_bytes() if path.exists() else b""
-        self.records, self.torn = fold_lines(content)
-        self._file = path.open("ab")
-        if content and not content.endswith(b"\n"):
-            self._file.write(b"\n")  # what a kill cut off stays a line of its own
-        sync_folder(path.parent)
+        try:
+            self._open()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _open(self) -> None:
+        content = self.path.read_bytes() if self.path.exists() else b""
+        self.records, self.torn = fold_lines(content, self.path.name)
+        if self.torn:
+            aside = self.path.with_name(f"{self.path.name}.torn")
+            write_atomic(aside, (aside.read_bytes() if aside.exists() else b"") + self.torn + b"\n")
+            os.truncate(self.path, len(content) - len(self.torn))
+        self._file = self.path.open("ab")
+        if content and not self.torn and not content.endswith(b"\n"):
+            self._put(b"\n")
+        sync_folder(self.path.parent)
 
     def append(self, *records: dict) -> None:
         """Append records in one go; they are on disk when this returns."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        lines = [self.redact(json.dumps({**record, "time": now}, ensure_ascii=False, sort_keys=True)) for record in records]
+        plain = [json.loads(self.redact(json.dumps({**record, "time": now}, ensure_ascii=False))) for record in records]
+        self._put(b"".join(stamped(record) + b"\n" for record in plain))
+        self.records += plain
+
+    def _put(self, content: bytes) -> None:
+        """Bytes at the end of the file and on disk, or none of them."""
+        end = self._file.seek(0, os.SEEK_END)
         try:
-            self._file.write("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogatepass"))
+            self._file.write(content)
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
+            self._retreat(end)
             raise BadInput(f"{self.path.name}: cannot be written ({error.strerror}); free space, then run again") from None
-        self.records += [json.loads(line) for line in lines]
+
+    def _retreat(self, end: int) -> None:
+        """After a failed write: no half line may stay, neither on disk nor in the buffer."""
+        with suppress(OSError):  # the buffer could not be written either; it is dropped with the file object
+            self._file.close()
+        os.truncate(self.path, end)
+        self._file = self.path.open("ab")
 
     def redact(self, text: str) -> str:
         return text.replace(self.secret, "[key]") if self.secret else text
@@ -115,14 +146,20 @@ class Journal:
         self._lock.release()
 
 
-def fold_lines(content: bytes) -> tuple[list[dict], int]:
-    """`(records, torn)`: complete records in order, and the number of lines a kill cut off."""
-    records, torn = [], 0
-    for line in content.split(b"\n"):
-        try:
-            record = json.loads(line) if line.strip() else None
-        except ValueError:
-            record, torn = None, torn + 1
-        if isinstance(record, dict) and "event" in record:
-            records.append(record)
+def fold_lines(content: bytes, name: str = "journal") -> tuple[list[dict], bytes]:
+    """`(records, torn)`: complete records in order, and what a kill cut off at the end. Raises BadInput for a changed line."""
+    lines = content.split(b"\n")
+    whole, torn = [line.removesuffix(b"\r") for line in lines[:-1]], lines[-1]
+    if unchanged(torn):  # an editor took the last line's end away
+        whole, torn = [*whole, torn], b""
+    if torn and unchanged(torn[:-1]):  # a kill leaves a part of a line, never more than one
+        raise BadInput(f"{name}: last line: more follows its record; restore the line's end")
+    records = []
+    for number, line in enumerate(whole, start=1):
+        record = json.loads(line) if unchanged(line) else {}
+        if not line.strip():
+            continue
+        if "event" not in record or not record.keys() <= FIELDS:
+            raise BadInput(f"{name}: line {number}: differs from its check (changed or damaged); restore it: paid replies are in this file")
+        records.append(record)
     return records, torn

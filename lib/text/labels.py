@@ -10,10 +10,10 @@ dataset, and the item with the hash of its texts and the version (number of edit
     pin, keep         `choice` in, out or free for a scenario; `scenarios`, the confirmed selection
     undo, redo        `of`: the record that no longer, or again, counts
 
-Nothing is ever rewritten. A record for texts that have changed since is stale: shown, never applied.
+Nothing is ever rewritten. A line whose `check` is not the hash of the rest of it was changed and is refused by its number
+(lines of before there were checks have none, and still count). A record for texts that have changed since is stale: shown, never applied.
 """
 
-import json
 import os
 import re
 import secrets
@@ -26,8 +26,9 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lib.errors import BadInput
+from lib.files import sync_folder
 from lib.params import ROOT
-from lib.store import sync_folder
+from lib.seals import stamped, unchanged
 
 LABELS = ROOT / "labels"
 RATINGS = ROOT / "lib" / "data" / "ratings"  # journals of language models for the bundled texts, in the same format
@@ -58,6 +59,7 @@ class Record(BaseModel):
     choice: Literal["in", "out", "free", ""] = ""
     scenarios: tuple[str, ...] = ()
     of: str = ""
+    check: str = ""
 
 
 @dataclass
@@ -114,10 +116,14 @@ def parse(name: str, content: bytes) -> tuple[list[Record], int]:
     whole, _, tail = content.rpartition(b"\n")
     if tail and complete(tail):  # an editor took the last line's end away
         whole, tail = content, b""
+    elif tail and complete(tail[:-1]):  # a kill leaves a part of a line, never more than one
+        raise BadInput(f"{name}: last line: more follows its record; restore the line's end")
     records, seen = [], set()
-    for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
+    for number, line in enumerate(whole.replace(b"\r\n", b"\n").removesuffix(b"\r").split(b"\n") if whole else [], start=1):
         try:
             record = Record.model_validate_json(line)
+            if not unchanged(line):
+                raise BadInput(f"{name}: line {number}: differs from its check (changed or damaged); restore the line or remove it")
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "not a record"
@@ -130,7 +136,7 @@ def parse(name: str, content: bytes) -> tuple[list[Record], int]:
 
 def complete(line: bytes) -> bool:
     try:
-        return bool(Record.model_validate_json(line))
+        return bool(Record.model_validate_json(line)) and unchanged(line)
     except ValidationError:
         return False
 
@@ -246,10 +252,10 @@ class Journal:
         except ValidationError as error:
             first = error.errors()[0]
             raise BadInput(f"{event}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-        line = json.dumps(record.model_dump(exclude_defaults=True), ensure_ascii=False, sort_keys=True) + "\n"
+        line = stamped(record.model_dump(exclude_defaults=True)) + b"\n"
         end = self._file.seek(0, os.SEEK_END)
         try:
-            self._file.write(line.encode())
+            self._file.write(line)
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
