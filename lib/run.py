@@ -39,7 +39,7 @@ from lib.stages import (
     stage_record,
 )
 from lib.store import Study, outputs_root, sha256, write_atomic
-from lib.text.filtering import journal_hashes
+from lib.text.labels import journal_hashes
 from lib.timing import Peak, write_costs
 
 AHEAD = 3  # stages whose kernels are made ready while one runs: a short stage is over before the next one's imports are

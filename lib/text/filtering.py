@@ -5,10 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from lib.errors import BadInput
-from lib.store import sha256
 from lib.text import agreement, cards
-from lib.text.labels import LABELS, RATINGS, State, read_all, read_journal
+from lib.text.labels import RATINGS, State, folder_of, read_all, read_journal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,20 +17,6 @@ class Filtered:
     verdicts: pd.DataFrame
     agreement: pd.DataFrame
     about: dict
-
-
-def folder_of(journals: str) -> Path:
-    """The folder of journals: the one named, else `labels/`, else the ratings bundled with the texts."""
-    if journals:
-        if not Path(journals).is_dir():
-            raise BadInput(f"journals {journals!r}: no such folder")
-        return Path(journals)
-    return LABELS if any(LABELS.glob("*.jsonl")) or not RATINGS.is_dir() else RATINGS
-
-
-def journal_hashes(journals: str) -> dict[str, str]:
-    """`{file: sha256}` of the journals that would be applied."""
-    return {path.name: sha256(path) for path in sorted(folder_of(journals).glob("*.jsonl"))}
 
 
 def apply(raw: pd.DataFrame, journals: str) -> Filtered:

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lib.errors import BadInput
-from lib.files import sync_folder
+from lib.files import sha256, sync_folder
 from lib.params import ROOT
 from lib.seals import stamped, unchanged
 
@@ -280,6 +280,20 @@ class Journal:
             self._file = None
             self._lock.release()
             Journal._held.pop(self.path, None)
+
+
+def folder_of(journals: str) -> Path:
+    """The folder of journals: the one named, else `labels/`, else the ratings bundled with the texts."""
+    if journals:
+        if not Path(journals).is_dir():
+            raise BadInput(f"journals {journals!r}: no such folder")
+        return Path(journals)
+    return LABELS if any(LABELS.glob("*.jsonl")) or not RATINGS.is_dir() else RATINGS
+
+
+def journal_hashes(journals: str) -> dict[str, str]:
+    """`{file: sha256}` of the journals that would be applied."""
+    return {path.name: sha256(path) for path in sorted(folder_of(journals).glob("*.jsonl"))}
 
 
 def read_all(folder: Path, hashes: dict[str, str]) -> dict[str, State]:
