@@ -1,7 +1,6 @@
 """Kernels made ready ahead: the imports are done, no name of theirs is left, and none outlives the run."""
 
 import pytest
-from jupyter_client import BlockingKernelClient
 from jupyter_core.utils import run_sync
 
 from lib import kernels
@@ -9,12 +8,11 @@ from lib.stages import STAGES
 
 
 def ask(kernel, expression: str) -> str:
-    """What the kernel prints for an expression, with `sys` at hand."""
-    client = BlockingKernelClient()
-    client.load_connection_info(kernel.get_connection_info())
+    """What the kernel prints for an expression."""
+    client = kernel.client()  # one that asks the process, not the heartbeat, whether a kernel at its imports is alive
     client.start_channels()
-    client.wait_for_ready(timeout=300)
-    reply = client.execute_interactive("", user_expressions={"answer": f"__import__('sys') and ({expression})"}, timeout=60)
+    run_sync(client.wait_for_ready)(timeout=300)
+    reply = run_sync(client.execute_interactive)("", user_expressions={"answer": expression}, timeout=60)
     client.stop_channels()
     return reply["content"]["user_expressions"]["answer"]["data"]["text/plain"]
 

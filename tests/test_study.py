@@ -132,7 +132,7 @@ def test_two_studies_end_with_the_verdicts_of_the_one_that_is_reported(monkeypat
     """What `make run` asks for: the random-weight twin's stages, then the study's own, whose report is the last."""
     from lib import run as runner
     shown, planned = [], []
-    monkeypatch.setattr(runner, "run_all", lambda jobs, **_: planned.extend(jobs) or 1)
+    monkeypatch.setattr(runner, "run_all", lambda jobs, *_, **__: planned.extend(jobs) or 1)
     monkeypatch.setattr(runner, "show_verdicts", shown.append)
     runner.main(study=["smollm2-135m-random", "smollm2-135m"])
     assert shown == ["smollm2-135m"] and [job[0] for job in planned if job[1] == "10_report"] == shown
