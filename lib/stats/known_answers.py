@@ -3,9 +3,6 @@
 The report shows this table beside the real results, so that a reader sees what the same code says when the truth is known.
 """
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 
 from lib.params import Thresholds
@@ -69,12 +66,9 @@ def known_answers(thresholds: Thresholds, *, seed: int) -> list[dict]:
         ("ablation lowers empathic replies", PASS, caused, 0.1), ("ablation does nothing", f"not {PASS}", caused, 0.0),
         ("twice the steering range", PASS, wide, 2.0), ("equal bandwidths", FAIL, wide, 1.0),
     ]
-
-    def answer(number: int) -> dict:
-        data, expected, make, planted = cases[number]
+    rows = []
+    for number, (data, expected, make, planted) in enumerate(cases):
         row = make(planted, thresholds, np.random.default_rng([seed, number])).row()
-        return {"data": data, "expected": expected, "seed": seed} \
-            | {key: row[key] for key in ("criterion", "verdict", "reason", "estimate", "ci_low", "ci_high")}
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(answer, range(len(cases))))
+        rows.append({"data": data, "expected": expected, "seed": seed}
+                    | {key: row[key] for key in ("criterion", "verdict", "reason", "estimate", "ci_low", "ci_high")})
+    return rows

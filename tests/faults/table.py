@@ -16,7 +16,7 @@ LONG = os.environ.get("FAULTS") == "long"
 
 HEAD = """# What was broken on purpose
 
-Written by `make faults`, which tries it all and then runs `python -m tests.faults.table`; a short version of each is part of
+Written by `FAULTS=long python -m pytest tests/faults` and then `python -m tests.faults.table`; a short version of each is part of
 `make test`. A *try* is one fault that really took place; a *loss* is a try after which the promise did not hold.
 
 """
@@ -32,7 +32,6 @@ TAIL = """
   asks again.
 - **Between check and use.** A file is checked when it is read, not while its content lies in memory.
 - **Other users of this account.** Whoever can write into the project's folder can change its code.
-- **What the network knows.** Advisories are published there; see the row on them above.
 """
 
 
