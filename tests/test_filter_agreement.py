@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from lib.errors import BadInput
-from lib.text import agreement, filtering, meter, selection
+from lib.text import agreement, filtering, labels, meter, selection
 from lib.text.labels import REPEAT
 from lib.text.session import Session
 from lib.text.synthetic import triplets
@@ -244,8 +244,9 @@ def test_the_stage_applies_journals_headless(texts, tmp_path, outputs):
 
 
 def test_without_labels_the_selection_of_language_models_stands(bundled, tmp_path, monkeypatch):
-    monkeypatch.setattr(filtering, "LABELS", tmp_path / "none")
-    monkeypatch.setattr(filtering, "RATINGS", tmp_path / "nor")
+    monkeypatch.setattr(labels, "LABELS", tmp_path / "none")
+    for module in (labels, filtering):
+        monkeypatch.setattr(module, "RATINGS", tmp_path / "nor")
     found = filtering.apply(bundled, "")
     assert "language models" in found.about["source"] and found.agreement.empty and found.verdicts.empty
     pd.testing.assert_frame_equal(found.texts, bundled)
