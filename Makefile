@@ -9,7 +9,10 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAGES := 01_generate 02_filter 03_extract 04_sae 05_probe 06_converge 07_specificity 08_causality 09_bandwidth 10_report
 
-.PHONY: help run quick test lab pairs sae gpu-check remote pack unpack lint clean browser $(STAGES)
+comma := ,
+space := $(subst ,, )
+
+.PHONY: help run quick report test lab pairs sae gpu-check remote pack unpack lint clean browser $(STAGES)
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -32,6 +35,9 @@ quick: $(VENV)/.installed  ## a small honest subset of the default study, for de
 
 $(STAGES): $(VENV)/.installed  ## one stage and what it reads: make 05_probe STUDY=smollm2-135m
 	@$(PY) -m lib.run $@ --study $(STUDY)
+
+report: $(VENV)/.installed  ## the report again, on STUDIES="a b" or on all that have results
+	@$(PY) -m lib.run 10_report --study $(firstword $(STUDIES) $(STUDY)) --set '10_report.studies=[$(subst $(space),$(comma) ,$(strip $(STUDIES)))]'
 
 test: $(VENV)/.installed browser  ## the whole test suite
 	@$(PY) -m ruff check . && OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile

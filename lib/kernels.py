@@ -11,9 +11,11 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import run_sync
 
 from lib.params import ROOT
-from lib.stages import NOTEBOOKS, STAGES
+from lib.sources import NOTEBOOKS
+from lib.stages import STAGES
+from lib.store import REUSE
 
-ENVIRONMENT = {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+ENVIRONMENT = {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", REUSE: "1"}
 
 
 def environment(stage: str) -> dict[str, str]:

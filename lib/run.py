@@ -7,6 +7,7 @@ its fingerprint (parameters, thresholds, inputs, code) differs from that of its 
 import ast
 import os
 import re
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -26,8 +27,8 @@ from lib.errors import BadInput
 from lib.kernels import Kernels
 from lib.params import ROOT, Params, load_params, studies
 from lib.seals import sealed, sealed_or_none
+from lib.sources import NOTEBOOKS
 from lib.stages import (
-    NOTEBOOKS,
     STAGES,
     check_stage_params,
     defaults,
@@ -38,7 +39,7 @@ from lib.stages import (
     record_path,
     stage_record,
 )
-from lib.store import Study, outputs_root, sha256, write_atomic
+from lib.store import KEPT, Study, outputs_root, sha256, write_atomic
 from lib.text.labels import journal_hashes
 from lib.timing import Peak, write_costs
 
@@ -123,6 +124,8 @@ def run_stage(run: str, stage: str, params: Params, parameters: dict, *, kernels
         record = sealed_or_none(record_path(root, stage))  # a changed one is as good as none
         if record and record.get("fingerprint") == mark and (root / f"{stage}.ipynb").exists() and intact(root, record):
             return False
+    if force:
+        shutil.rmtree(root / KEPT / stage, ignore_errors=True)
     start = time.monotonic()
     with Peak() as peak:
         kernel = kernels.take(stage)

@@ -1,6 +1,5 @@
 """The ten stages: what each reads, and the fingerprint that decides whether it must run again."""
 
-import ast
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,11 +10,12 @@ from pydantic import ConfigDict, ValidationError, create_model
 
 from lib.errors import BadInput
 from lib.files import sha256, to_json
-from lib.params import ROOT, Params, one_line
+from lib.params import Params, Thresholds, one_line
 from lib.seals import read_sealed, sealed_or_none
+from lib.sources import NOTEBOOKS, code_hashes
 from lib.store import meta_path
 
-NOTEBOOKS = ROOT / "notebooks"
+VERDICTS = "/metrics.json"  # a stage's verdicts: read by the report alone, so another verdict makes no other stage stale
 TYPES = {"bool": bool, "int": int, "float": float, "str": str, "list": list}
 
 
@@ -37,9 +37,9 @@ STAGES = {
     "05_probe": Stage(reads=(*TEXTS, "03_extract"), thresholds=("separation", "probes")),
     "06_converge": Stage(reads=(*TEXTS, "03_extract", "04_sae", "05_probe"), thresholds=("clusters", "convergence")),
     "07_specificity": Stage(reads=(*TEXTS, "03_extract"), thresholds=("specificity",)),
-    "08_causality": Stage(reads=(*TEXTS, "03_extract"), thresholds=("causality",), model=True),
+    "08_causality": Stage(reads=(*TEXTS, "03_extract"), thresholds=("causality", "bandwidth"), model=True),
     "09_bandwidth": Stage(reads=(*TEXTS, "03_extract"), thresholds=("bandwidth",), model=True),
-    "10_report": Stage(thresholds=("majority",)),
+    "10_report": Stage(thresholds=tuple(Thresholds.model_fields)),
 }
 
 
@@ -50,24 +50,6 @@ def needed(stages: list[str]) -> list[str]:
         if name in wanted:
             wanted.update(STAGES[name].reads)
     return [name for name in STAGES if name in wanted]
-
-
-def source_files(script: Path) -> list[Path]:
-    """A notebook's script and every `lib` module it imports, directly or through another."""
-    found, queue = set(), [script]
-    while queue:
-        path = queue.pop()
-        if path in found:
-            continue
-        found.add(path)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [node.module, *(f"{node.module}.{a.name}" for a in node.names)] if isinstance(node, ast.ImportFrom) \
-                else [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            for name in names:
-                if name and name.split(".")[0] == "lib":
-                    base = ROOT / Path(*name.split("."))
-                    queue += [p for p in (base.with_suffix(".py"), base / "__init__.py") if p.exists()]
-    return sorted(found)
 
 
 @cache
@@ -104,8 +86,8 @@ def fingerprint(root: Path, stage: str, params: Params, parameters: dict, inputs
         "parameters": parameters, "inputs": inputs, "layer": params.layer, "source": params.source,
         "model": params.model.model_dump() if spec.model else params.model.model_id,
         "thresholds": {section: thresholds[section] for section in spec.thresholds},
-        "upstream": {name: stage_record(root, name)["outputs"] for name in spec.reads},
-        "code": {str(path.relative_to(ROOT)): sha256(path) for path in source_files(NOTEBOOKS / f"{stage}.py")},
+        "upstream": {name: {file: digest for file, digest in stage_record(root, name)["outputs"].items() if not file.endswith(VERDICTS)} for name in spec.reads},
+        "code": code_hashes(stage),
     }
     return sha256(to_json(parts))
 

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -22,10 +23,14 @@ from safetensors.numpy import save as save_safetensors
 
 from lib.errors import BadInput
 from lib.files import read_json, sha256, to_json, write_atomic
+from lib.kept import packed, unpacked
 from lib.params import ROOT, Params, load_params
 from lib.seals import read_sealed, sealed
+from lib.sources import code_hashes
 from lib.stats.verdicts import CONTRASTS, with_flags
 
+KEPT = ".kept"  # folder of measured values, beside a study's artifacts
+REUSE = "EMPATHY_REUSE"  # set in the kernels that the runner starts: there, and only there, kept values may be used again
 PACKAGES = ("numpy", "scipy", "scikit-learn", "pandas", "torch", "transformers", "transformer-lens", "sae-lens")
 
 
@@ -69,7 +74,7 @@ class Study:
         self.run, self.stage, self.variant = run, stage, variant
         self.params: Params = load_params(name, quick=variant.startswith("quick"))
         self.root = outputs_root() / run
-        self.parameters, self.inputs = parameters, {}
+        self.parameters, self.inputs, self.reused = parameters, {}, []
 
     def path(self, name: str) -> Path:
         return self.root / name
@@ -98,12 +103,34 @@ class Study:
             write_atomic(path, to_json(self.preregistration))
         return read_preregistration(path)["hash"] == self.preregistration["hash"]
 
+    def kept(self, name: str, measure: Callable, **also):
+        """What `measure()` returns, measured once: a rerun in which only thresholds changed takes the kept value.
+
+        It is kept under a hash of all that may have entered it: parameters, model, layer, what was read so far, versions, the stage's
+        code, and `also`, which must hold every threshold that `measure` uses. A notebook run by hand, whose cells may have been
+        edited, always measures. Raises TypeError for a value that cannot be written exactly (`lib.kept`).
+        """
+        params = self.params.model_dump(exclude={"thresholds"})
+        key = sha256(to_json({"name": name, "also": also, "params": params, "layer": self.params.layer, "parameters": self.parameters,
+                              "inputs": self.inputs, "versions": versions(), "code": code_hashes(self.stage)})).encode()
+        path = self.root / KEPT / self.stage / name
+        if os.environ.get(REUSE) and path.exists():
+            content = path.read_bytes()
+            if content[:64] == key and content[64:128] == sha256(content[128:]).encode():
+                self.reused.append(name)
+                print(f"{name}: as measured before; nothing that enters it has changed")
+                return unpacked(content[128:])
+        content = packed(measure())
+        write_atomic(path, key + sha256(content).encode() + content)
+        return unpacked(content)
+
     def save(self, name: str, content: bytes, **about) -> Path:
         """Write `content` under the study and its sidecar; returns the path."""
         path = self.path(name)
         sidecar = {"file": name, "sha256": sha256(content), "source": self.params.source, "study": self.run,
                    "stage": self.stage, "model_id": self.params.model.model_id, "parameters": self.parameters,
-                   "inputs": dict(sorted(self.inputs.items())), "versions": versions(), "git_commit": git_commit(), **about}
+                   "inputs": dict(sorted(self.inputs.items())), "versions": versions(), "git_commit": git_commit(),
+                   "reused": self.reused, **about}
         write_atomic(path, content)
         write_atomic(meta_path(path), sealed(sidecar))
         return path
@@ -130,7 +157,8 @@ class Study:
         """
         if not self.preregister():
             results = [with_flags(result, "CHANGED-THRESHOLDS") for result in results]
-        return self.save_json(name, {"results": [result.row() for result in results],
+        thresholds = self.params.thresholds.model_dump()
+        return self.save_json(name, {"results": [result.row() for result in results], "thresholds": {r.criterion: thresholds[r.criterion] for r in results},
                                      "preregistration": self.preregistration["hash"], **more})
 
     def read(self, name: str) -> bytes:

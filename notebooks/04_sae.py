@@ -25,7 +25,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from lib.model import corpus, prompts, sae, sae_gates, sae_training, text_tokens, weights
 from lib.report import sae_figures
-from lib.stats.clusters import clusters
+from lib.stats import clusters as groups
 from lib.stats.describe import describe
 from lib.stats.gates import failing, gates_table, random_mmcs
 from lib.store import Study
@@ -101,10 +101,13 @@ if len(pair.curve):
 # Gaussian tokens. The train-test gap compares with the training tokens' value that is recorded with the SAE.
 
 # %%
-measured = sae_gates.measure(pair.saes, heldout)
-held = corpus.pieces(tokenizer, params.model.template, context=corpus.CONTEXT, seed=0, splits=("heldout",), corpus=corpus_name)
-found = {**measured, "mmcs": [measured["mmcs"]],
-         **sae_gates.ce_recovered(model, held, layer, pair.saes, heldout.mean(0), n_tokens=n_ce)}
+def measure_gates():
+    held = corpus.pieces(tokenizer, params.model.template, context=corpus.CONTEXT, seed=0, splits=("heldout",), corpus=corpus_name)
+    measured = sae_gates.measure(pair.saes, heldout)
+    return {**measured, "mmcs": [measured["mmcs"]], **sae_gates.ce_recovered(model, held, layer, pair.saes, heldout.mean(0), n_tokens=n_ce)}
+
+of_sae = {"sae": pair.about}  # whatever SAE it is, what is kept belongs to it alone
+found = home.kept("gates", measure_gates, **of_sae)
 if "train_tokens" in pair.about:
     found["train_test_gap"] = [a - b for a, b in zip(pair.about["train_explained_variance"], found["explained_variance"], strict=True)]
     found["tokens_per_latent"] = [n / pair.saes[0].cfg.d_sae for n in pair.about["train_tokens"]]
@@ -125,15 +128,14 @@ print("All gates pass." if not failing(gates) else "Gates that fail: " + "; ".jo
 # each reply. The SAE never saw texts like these, so how well it reconstructs them is shown as well.
 
 # %%
-groups: dict[str, list[int]] = {}
-for row, scenario in enumerate(texts.scenario):
-    groups.setdefault(scenario, []).append(row)
-order = [row for rows in groups.values() for row in rows]
-encoded = [[prompts.encode(tokenizer, params.model.template, texts.scenario[row], texts.response[row]) for row in rows] for rows in groups.values()]
+by_scenario = [list(rows) for rows in texts.groupby("scenario", sort=False).indices.values()]
+order = [row for rows in by_scenario for row in rows]
+def encode():
+    encoded = [[prompts.encode(tokenizer, params.model.template, texts.scenario[row], texts.response[row]) for row in rows] for rows in by_scenario]
+    tokens = text_tokens.extract_texts(model, encoded, about=about, template=params.model.template, layer=layer)
+    return sae.encode_texts(pair.saes, tokens)
 
-# %%
-tokens = text_tokens.extract_texts(model, encoded, about=about, template=params.model.template, layer=layer)
-made = sae.encode_texts(pair.saes, tokens)
+made = home.kept("latents", encode, **of_sae)
 back = pd.Series(range(len(order)), index=order).sort_index().to_numpy()
 latents, resid = [z[back] for z in made.pooled], made.resid[back]
 print("explained variance on the study's own tokens:", [round(v, 3) for v in made.explained_variance])
@@ -149,9 +151,10 @@ display(tops[0].head())
 
 # %%
 words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True).fit_transform(texts.response).toarray()
-report = clusters(latents, {"raw activations": resid, "words (TF-IDF)": words}, texts, gates, thresholds=thresholds,
-                  model_id=params.model.model_id, layer=layer, seed=seed, n_surrogates=n_surrogates, n_bootstraps=n_bootstraps,
-                  n_permutations=n_permutations)
+beside = {"raw activations": resid, "words (TF-IDF)": words}
+clustered = home.kept("clusters", lambda: groups.measure(latents, beside, texts, k=thresholds.k, seed=seed, n_surrogates=n_surrogates,
+                                                         n_bootstraps=n_bootstraps, n_permutations=n_permutations), k=thresholds.k, **of_sae)
+report = groups.ruled(clustered, texts, gates, thresholds=thresholds, model_id=params.model.model_id, layer=layer)
 print(report.result)
 print("agreement of the two SAEs' clusters (ARI):", report.result.reliability)
 display(report.summary.round(3))
@@ -184,7 +187,8 @@ display(what.round(2))
 
 # %%
 assert all(len(z) == len(texts) and (z >= 0).all() for z in latents) and report.result.layer == layer
-home.save_results("sae/metrics.json", [report.result], layer=layer)
+home.save_results("sae/metrics.json", [report.result])
+home.save_json("sae/layer.json", {"layer": layer})
 home.save_tensors("sae/latents.safetensors", {f"seed{i}": z.astype("float32") for i, z in enumerate(latents)}, layer=layer)
 home.save_tensors("sae/decoder.safetensors", {f"seed{i}": s.W_dec.cpu().numpy() for i, s in enumerate(pair.saes)}, layer=layer)
 tables = {"gates": gates, "clusters": report.summary, "curve": report.curve, "texts": report.texts, "what": what, "top_tokens": pd.concat(tops)}

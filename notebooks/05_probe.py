@@ -21,8 +21,8 @@
 from IPython.display import display
 
 from lib.report import figures, probe_figures
-from lib.stats.probes import probe
-from lib.stats.separation import layer_curve, separation
+from lib.stats import probes as experiment
+from lib.stats import separation as apartness
 from lib.store import Study
 
 # %% tags=["parameters"]
@@ -54,12 +54,14 @@ print("lexical:", *lexical, "+ the family of lib.text.features; contextual:", *c
 
 # %% [markdown]
 # ## Probes
-# T is the smaller of the two directions' AUROCs, Δ its lead over the best lexical baseline.
+# T is the smaller of the two directions' AUROCs, Δ its lead over the best lexical baseline. What is measured is kept: where
+# only a threshold changes, the verdict is ruled anew on the same values.
 
 # %%
-probes = probe(resid, texts, thresholds=thresholds.probes, model_id=model_id, layer=layer, seed=seed,
-               n_permutations=n_permutations, n_repeats=n_repeats, lambdas=lambdas,
-               dense_baselines=lexical, contextual=contextual, token_ids=token_ids)
+measured = home.kept("probes", lambda: experiment.measure(
+    resid, texts, model_id=model_id, layer=layer, seed=seed, n_permutations=n_permutations, n_repeats=n_repeats, lambdas=lambdas,
+    dense_baselines=lexical, contextual=contextual, token_ids=token_ids))
+probes = experiment.ruled(measured, thresholds.probes)
 for result in probes.results:
     print(result, result.power, sep="\n    ")
 
@@ -102,8 +104,9 @@ for result in probes.results:
 
 # %%
 covariance = home.load_tensors("activations/unembedding.safetensors")["covariance"]
-apart = separation(resid[layer], texts, thresholds=thresholds.separation, model_id=model_id, layer=layer, seed=seed,
-                   n_permutations=n_permutations, unembedding_cov=covariance, leaky="LEAKY" in probes.results[0].flags)
+angle = home.kept("separation", lambda: apartness.measure(resid[layer], texts, model_id=model_id, layer=layer, seed=seed,
+                                                           n_permutations=n_permutations, unembedding_cov=covariance))
+apart = apartness.ruled(angle, thresholds.separation, leaky="LEAKY" in probes.results[0].flags)
 print(apart.result, apart.result.power, sep="\n    ")
 display(apart.metrics.round(3))
 
@@ -123,7 +126,7 @@ if len(apart.mtmm):
 # The same over layers. Only the preregistered layer decides; the others describe.
 
 # %%
-curve = layer_curve(resid, texts)
+curve = home.kept("layer_curve", lambda: apartness.layer_curve(resid, texts))
 if len(curve):
     figures.separation_figure(curve, layer, thresholds.separation.cos_max).show()
 

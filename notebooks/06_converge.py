@@ -37,7 +37,7 @@ seed: int = 0  # seed of splits and nulls
 home = Study(study, "06_converge", n_splits=n_splits, n_permutations=n_permutations, n_latents=n_latents, seed=seed)
 texts = home.load_texts()
 thresholds = home.params.thresholds.convergence
-layer, gates = home.load_json("sae/metrics.json")["layer"], home.load_table("sae/gates.csv")
+layer, gates = home.load_json("sae/layer.json")["layer"], home.load_table("sae/gates.csv")
 resid = home.load_tensors("activations/resid_post.safetensors")["resid_post"][layer]
 latents, decoders = home.load_tensors("sae/latents.safetensors"), home.load_tensors("sae/decoder.safetensors")
 print(resid.shape, "text, d_model at layer", layer, "|", {name: z.shape for name, z in latents.items()}, "text, d_sae")

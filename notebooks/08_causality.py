@@ -98,10 +98,10 @@ def first_order(case):
     stacks = {name: np.vstack([direction(name, case), random]) for name in style}
     return sweeps.responses(model, case, layer, stacks, mean=mean)
 
-linear = [first_order(case) for case in tqdm(cases, desc="first order")]
 def contrast(values, name):
     return values[..., style[name][0]] - values[..., style[name][1]]
 
+linear = home.kept("first_order", lambda: [first_order(case) for case in tqdm(cases, desc="first order")])
 d_prompt = {name: np.stack([contrast(found[name][0].change, name) for found in linear]) for name in style}
 d_all = {name: np.stack([contrast(found[name][1].change, name) for found in linear]) for name in style}
 gap = {name: np.stack([contrast(found[name][1].gap, name) for found in linear]) for name in style}
@@ -119,7 +119,7 @@ def exact(case):
     return (sweeps.ablated(model, case, layer, groups, mean=mean, where="prompt"),
             sweeps.ablated(model, case, layer, everywhere, mean=mean, where="all"))
 
-runs = [exact(case) for case in tqdm(cases, desc="exact")]
+runs = home.kept("exact", lambda: [exact(case) for case in tqdm(cases, desc="exact")])
 
 # %%
 effects, slopes, errors = {}, {}, {}
@@ -148,10 +148,20 @@ def prompts_of(count):
 def generate(asked, edits=lambda start: {}):
     return steering.generate(model, tokenizer, asked, edits, max_new_tokens=max_new_tokens)
 
-scale, grid = steering.mean_norm(model, tokenizer, prompts_of(8), layer), np.array(coeffs)
-sweep = {name: generate(prompts_of(n_prompts), lambda start, name=name: {layer: Edit(kind="add", directions=fitted.mean(name), coeffs=grid, scale=scale)})
-         for name in ("cognitive", "affective", "formality") if name in fitted.names}
-unsteered = [generate(prompts_of(10)), *(made.rows([coeffs.index(0.0)]) for made in list(sweep.values())[:1] if 0.0 in coeffs)]
+def removed(name):
+    return lambda start: {layer: Edit(kind="ablate", directions=fitted.mean(name), mean=mean)}
+
+def answer():
+    scale = steering.mean_norm(model, tokenizer, prompts_of(8), layer)
+    return {"scale": scale, "unsteered": generate(prompts_of(10)),
+            "ablated": {name: generate(prompts_of(n_prompts), removed(name)).texts[0] for name in ("cognitive", "affective")},
+            "steered": {name: generate(prompts_of(n_prompts), lambda start, name=name: {layer: Edit(kind="add", directions=fitted.mean(name), coeffs=grid, scale=scale)})
+                        for name in ("cognitive", "affective", "formality") if name in fitted.names}}
+
+grid = np.array(coeffs)
+replies = home.kept("replies", answer)
+scale, sweep, ablations = replies["scale"], replies["steered"], replies["ablated"]
+unsteered = [replies["unsteered"], *(made.rows([coeffs.index(0.0)]) for made in list(sweep.values())[:1] if 0.0 in coeffs)]
 band, repeat_max, centre = bw.coherence(steering.joined(unsteered))
 doses = pd.concat([bw.dose_table(name, grid, made, band, repeat_max, centre) for name, made in sweep.items()], ignore_index=True)
 figures.dose_figure(doses, band, params.thresholds.bandwidth.coherent_share).show()
@@ -160,10 +170,6 @@ figures.dose_figure(doses, band, params.thresholds.bandwidth.coherent_share).sho
 # In words: the same prompt at each dose, and with the direction ablated.
 
 # %%
-def removed(name):
-    return lambda start: {layer: Edit(kind="ablate", directions=fitted.mean(name), mean=mean)}
-
-ablations = {name: generate(prompts_of(n_prompts), removed(name)).texts[0] for name in ("cognitive", "affective")}
 pd.set_option("display.max_colwidth", 400)
 display(pd.DataFrame({name: [f"{'' if ok else '(incoherent) '}{replies[0]}" for replies, ok in zip(made.texts, doses[doses.direction == name].coherent > 0.5, strict=True)] + ([ablations[name][0]] if name in ablations else ["–"])
                       for name, made in sweep.items()}, index=[f"{c:+.2f}" for c in grid] + ["ablated"]))
@@ -187,8 +193,8 @@ def told(case):
     return np.stack([sweeps.score(model, sweeps.told(tokenizer, template, case, words[name])) - base for name in types]), base
 
 ablation = np.stack([np.stack([prompt[0][0], prompt[1][0], prompt[3][0]]) for prompt, _ in runs])
-moved = {"ablate": ablation, "steer": np.stack([steered_rows(case) for case in tqdm(cases, desc="steering")]),
-         "ask": np.stack([told(case)[0] for case in tqdm(cases, desc="asking in words")])}
+moved = {"ablate": ablation, "steer": home.kept("steer", lambda: np.stack([steered_rows(case) for case in tqdm(cases, desc="steering")]), dose=dose),
+         "ask": home.kept("ask", lambda: np.stack([told(case)[0] for case in tqdm(cases, desc="asking in words")]))}
 
 # %%
 neutral = texts[(texts.condition == "valence_stripped") & (texts.register == "plain")]
@@ -199,7 +205,7 @@ def neutral_costs(case):
                            -sweeps.steered(model, case, layer, stack, np.full(3, dose), scale=scale),
                            -asked, -base[None]])[:, 0]
 
-price = np.stack([neutral_costs(case) for case in flat]) if flat else np.full((1, 10), np.inf)
+price = home.kept("costs", lambda: np.stack([neutral_costs(case) for case in flat]), dose=dose) if flat else np.full((1, 10), np.inf)
 cost, cost_band = float(price[:, :2].mean(0).max()), float(2 * price[:, 9].std(ddof=1)) if len(flat) > 1 else 0.0
 matrix = pd.concat([pd.DataFrame(moved[kind].mean(0), columns=list(types)).assign(edit=[f"{kind} {name}" for name in types])
                     .join(selectivity(moved[kind])).assign(cost=price[:, 3 * k:3 * k + 3].mean(0)) for k, kind in enumerate(moved)], ignore_index=True).set_index("edit")
@@ -218,7 +224,8 @@ if "formality" in fitted.names:
     some = [sweeps.case_of(tokenizer, template, pairs[pairs.scenario_id == names[i * len(names) // n_scenarios]], ("formal", "casual")) for i in range(min(n_scenarios, len(names)))]
     reach = bw.largest_coherent(doses, ["formality"], params.thresholds.bandwidth.coherent_share)
     signs = reach * np.array([1, -1])
-    d = np.stack([sweeps.steered(model, case, layer, np.stack([direction("formality", case)] * 2 + [random[0]] * 2), np.tile(signs, 2), scale=scale, where="prompt") for case in some])
+    d = home.kept("positive_control", lambda: np.stack([
+        sweeps.steered(model, case, layer, np.stack([direction("formality", case)] * 2 + [random[0]] * 2), np.tile(signs, 2), scale=scale, where="prompt") for case in some]), reach=reach)
     moves = (d[..., 0] - d[..., 1]) @ np.kron(np.eye(2), [[1], [-1]]) / 2  # [pair, (formality, random)]
     up = effect(-moves[:, 0], -moves[:, 1:].mean(0))
     positive = {"shown": bool(-up.ci_high > 0 and reach > 0), "D": -up.mean, "ci_low": -up.ci_high, "ci_high": -up.ci_low, "random": float(moves[:, 1].mean()), "coeff": float(reach), "n": len(some)}

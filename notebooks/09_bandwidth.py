@@ -49,7 +49,8 @@ print(resid.shape, "text, d_model at layer", layer)
 # The same code where the truth is known.
 
 # %%
-validation = cx.validation(np.linspace(-0.6, 0.6, 25), thresholds.coherent_share, n=90, d_model=576, seed=seed)
+validation = home.kept("validation", lambda: cx.validation(np.linspace(-0.6, 0.6, 25), thresholds.coherent_share, n=90, d_model=576, seed=seed),
+                       coherent_share=thresholds.coherent_share)
 display(validation.round(2))
 
 # %% [markdown]
@@ -110,13 +111,13 @@ direction = {name: unit(rows.mean(0), name) for name, rows in effect.items()}
 # %%
 others, grid = [id_ for id_ in context_of.index if id_ not in asked], np.array(coeffs)
 calibration = prompts_of(spread(others or asked, n_calibration))
-scale = steering.mean_norm(model, tokenizer, calibration, layer)
-def sweep_of(name):
-    edits = {layer: Edit(kind="add", directions=direction[name], coeffs=grid, scale=scale)}
-    return steering.generate(model, tokenizer, prompts_of(asked), lambda start: edits, max_new_tokens=max_new_tokens)
+def answer():
+    scale = steering.mean_norm(model, tokenizer, calibration, layer)
+    edits = {name: {layer: Edit(kind="add", directions=vector, coeffs=grid, scale=scale)} for name, vector in direction.items()}
+    sweep = {name: steering.generate(model, tokenizer, prompts_of(asked), lambda start, own=own: own, max_new_tokens=max_new_tokens) for name, own in edits.items()}
+    return scale, sweep, steering.generate(model, tokenizer, calibration, lambda start: {}, max_new_tokens=max_new_tokens)
 
-sweep = {name: sweep_of(name) for name in direction}
-more = steering.generate(model, tokenizer, calibration, lambda start: {}, max_new_tokens=max_new_tokens)
+scale, sweep, more = home.kept("replies", answer)
 own = [made.rows([coeffs.index(0.0)]) for made in list(sweep.values())[:1]]  # dose 0: unsteered replies too
 band, repeat_max, centre = bw.coherence(steering.joined([more, *own]))
 print(f"unsteered log-perplexity ratios [{band[0]:+.2f}, {band[1]:+.2f}], repeated 4-grams up to {repeat_max:.2f}")

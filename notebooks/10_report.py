@@ -14,7 +14,7 @@
 # reading and its calibrated verdict; a study that was not run says so. Simulated values appear in the known-answer
 # section only.
 #
-# **Reads** all studies' `metrics.json` and tables. **Writes** `outputs/report.html`, `report/`. **Cost**: seconds, local.
+# **Reads** all studies' `metrics.json` and tables. **Writes** `outputs/report.html`, `report/`, an HTML of every notebook. **Cost**: seconds, local.
 
 # %%
 import pandas as pd
@@ -22,20 +22,38 @@ from IPython.display import display
 
 from lib.report import exports, figures, html
 from lib.report.collect import collect, collect_one
-from lib.report.sections import answer, majorities, parts_of, texts_note
+from lib.report.limits import deciding, limits
+from lib.report.methods import answers_for
+from lib.report.pictures import Pictures, notebook_page
+from lib.report.sections import answer, majorities, matrix, parts_of, texts_note
 from lib.stats.known_answers import known_answers
+from lib.stats.verdicts import VERDICT_MARKS
 from lib.store import Study, write_atomic
 
 # %% tags=["parameters"]
 study: str = "smollm2-135m"  # name of the study: a file in params/
+studies: list = []  # studies to report on; empty: all that have a params file
 seed: int = 0  # seed of the simulated known answers
 
 # %%
-home = Study(study, "10_report", seed=seed)
+home = Study(study, "10_report", seed=seed, studies=studies)
 outputs = home.root.parent
-collected = collect(home.variant, "10_report")
+collected, unreadable = collect(home.variant, "10_report", tuple(studies))
 for one in collected:
-    print(f"{one.run:<28} {len(one.rows)} result rows" if one.rows else f"{one.run:<28} not run")
+    print(f"{one.run:<28} {len(one.rows)} result rows" if one.rows else f"{one.run:<28} {one.why_not}")
+for run, reason in unreadable.items():
+    print(f"{run:<28} {reason}")
+
+# %% [markdown]
+# ## Pictures
+# Every figure of the executed notebooks gets a static picture beside it, for code hosts and print; the notebooks also leave
+# as HTML. Both are made once. Pictures need a Chromium on this machine.
+
+# %%
+pictures = Pictures().__enter__()
+notebooks = [path for one in collected if one.rows for path in sorted(one.study.root.glob("[0-9]*_*.ipynb")) if not path.stem.endswith(".failed") and path.stem != "10_report"]
+drawn = sum(pictures.illustrate(path) for path in notebooks)
+print(drawn, "pictures drawn" if pictures.ready else "pictures: no Chromium here, so figures stay interactive only;", sum(map(notebook_page, notebooks)), "notebooks written as HTML")
 
 # %% [markdown]
 # ## Decision table
@@ -48,7 +66,7 @@ display(rows[shown].round(3))
 # %%
 headlines = pd.DataFrame([row for one in collected for criterion in dict.fromkeys(r["criterion"] for r in one.rows) if (row := one.headline(criterion))])
 if len(headlines):
-    figures.verdict_figure(headlines).show()
+    display(pictures.shown(figures.verdict_figure(headlines)), raw=True)
 
 # %% [markdown]
 # A majority counts trained models only; one that was not run stays in the count.
@@ -58,40 +76,70 @@ majority = majorities(collected, alpha=home.params.thresholds.majority.alpha)
 display(pd.DataFrame(majority))
 
 # %% [markdown]
+# ## Across models
+# Layers on a common axis: how deep in the network, as a share of its layers.
+
+# %%
+curves = {one.run: table for one in collected if one.rows and (table := one.table("probe/layers.csv")) is not None and len(table)}
+depth = figures.depth_figure(curves) if curves else None
+if depth:
+    display(pictures.shown(depth), raw=True)
+
+# %% [markdown]
 # ## Known answers
 # The same code on simulated data with planted truth, and on data with none.
 
 # %%
 known = known_answers(home.params.thresholds, seed=seed)
 display(pd.DataFrame(known)[["data", "criterion", "expected", "verdict"]])
-assert all(row["verdict"] == row["expected"] or (row["expected"].startswith("not") and row["verdict"] != row["expected"][4:]) for row in known)
+wrong = [row for row in known if row["verdict"] != row["expected"] and not (row["expected"].startswith("not") and row["verdict"] != row["expected"][4:])]
+assert not wrong, wrong
+
+# %% [markdown]
+# ## Limits
+# Computed from what was collected, and what would decide the verdicts that are open.
+
+# %%
+sections = [{"run": one.run, "question": one.params.question, "model_id": one.params.model.model_id, "layer": one.params.layer,
+             "license": one.params.model.license, "missing": list(dict.fromkeys(reason for reason in one.missing.values() if reason != "not run")),
+             "deciding": deciding(one), "parts": [part | {"known": answers_for(part["criterion"], known)} for part in parts_of(one, home.params.thresholds)]}
+            for one in collected if one.rows]
+for section in sections:
+    for item in section["deciding"]:
+        print(f"{section['run']} {item['criterion']}: {item['what']}")
+for sentence in limits(collected):
+    print("-", sentence)
 
 # %% [markdown]
 # ## The page
 
 # %%
-sections = [{"run": one.run, "question": one.params.question, "model_id": one.params.model.model_id, "layer": one.params.layer,
-             "license": one.params.model.license, "note": "", "parts": parts_of(one, home.params.thresholds)} for one in collected if one.rows]
-page = html.render(answer=answer(collected, majority), rows=rows.astype(object).where(rows.notna(), None).to_dict("records"), majority=majority,
-                   not_run=[(one.run, "not run") for one in collected if not one.rows], sections=sections, known_answers=known,
-                   texts_note=texts_note(collected), preregistration=home.preregistration)
+page = html.render(answer=answer(collected, majority), matrix=matrix(collected, majority), unreadable=unreadable, marks=VERDICT_MARKS, depth=depth,
+                   rows=rows.astype(object).where(rows.notna(), None).to_dict("records"), sections=sections, known_answers=known,
+                   limits=limits(collected), texts_note=texts_note(collected), preregistration=home.preregistration)
 name = f"report--{home.variant}.html" if home.variant else "report.html"
 write_atomic(outputs / name, page.encode())
 print(f"{name}: {len(page) / 1e6:.1f} MB")
 
 # %% [markdown]
 # ## Save
-# The decision table also leaves as CSV, Markdown and LaTeX.
+# The decision table also leaves as CSV, Markdown and LaTeX; the own study's figures as SVG and PDF.
 
 # %%
 decision = exports.decision_table(collected)
 for kind, content in (("csv", exports.csv(decision)), ("md", exports.markdown(decision).encode()), ("tex", exports.latex(decision).encode())):
     home.save(f"report/decision.{kind}", content)
+own_parts = next((section["parts"] for section in sections if section["run"] == home.run), [])
+for part in own_parts if pictures.ready else []:
+    if not isinstance(part["content"], pd.DataFrame):
+        for kind in ("svg", "pdf"):
+            home.save(f"report/figures/{part['slug']}.{kind}", pictures.draw(part["content"], kind))
+pictures.__exit__()
 
 # %%
 own = collect_one(home.run, "10_report")
 home.save_json("report/known_answers.json", known, source="simulated")
-home.save_json("report/metrics.json", {"results": [{k: v for k, v in row.items() if k != "artifact"} for row in own.rows],
+home.save_json("report/metrics.json", {"results": [{k: v for k, v in row.items() if k not in ("artifact", "cell")} for row in own.rows],
                                        "majority": majority, "report": name, "preregistration": home.preregistration["hash"]})
 
 # %% [markdown]

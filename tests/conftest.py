@@ -20,9 +20,9 @@ def outputs(tmp_path, monkeypatch):
     return folder
 
 
-def run(*words: str, timeout: float = 600, **environment) -> subprocess.CompletedProcess:
+def run(*words: str, timeout: float = 600, at: Path = ROOT, **environment) -> subprocess.CompletedProcess:
     """`python -m lib.run …` in a process of its own, as the Makefile calls it."""
-    return subprocess.run([sys.executable, "-m", "lib.run", *words], cwd=ROOT, capture_output=True, text=True,
+    return subprocess.run([sys.executable, "-m", "lib.run", *words], cwd=at, capture_output=True, text=True,
                           timeout=timeout, env={**os.environ, **environment})
 
 

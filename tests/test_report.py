@@ -1,6 +1,7 @@
 """The report: every number is an artifact's, a study that is missing or foreign says so, and the page opens anywhere."""
 
 import csv
+import html
 import json
 import random
 import re
@@ -10,8 +11,10 @@ from html.parser import HTMLParser
 
 import pytest
 
+from lib.report.collect import cell_link, collect, collect_one
 from lib.report.exports import csv as csv_of
 from lib.report.exports import markdown
+from lib.report.pictures import notebook_page
 from lib.seals import sealed
 from lib.stats.verdicts import CRITERIA, Result
 from lib.store import Study
@@ -60,7 +63,7 @@ class Table(HTMLParser):
     def __init__(self, page: str):
         super().__init__()
         self.rows, self.inside = [], False
-        self.feed(page[page.index('id="decision"'):page.index('id="majority"')])
+        self.feed(page[page.index('id="rows"'):page.index('id="known-answers"')])
 
     def handle_starttag(self, tag, attributes):
         if tag == "tr":
@@ -72,6 +75,10 @@ class Table(HTMLParser):
     def handle_data(self, data):
         if self.inside and self.rows and self.rows[-1]:
             self.rows[-1][-1] += data
+
+
+def html_of(folder) -> str:
+    return html.unescape((folder / "report.html").read_text())
 
 
 def shown(value: float) -> str:
@@ -107,8 +114,61 @@ def test_what_is_missing_damaged_or_simulated_says_so(published):
     table = list(csv.DictReader((published / "smollm2-135m/report/decision.csv").read_text().splitlines()))
     said = {(row["study"], row["criterion"]): row["calibrated"] for row in table}
     assert said["llama-3.1-8b", "probes"] == "not run"
-    assert "differs" in said["gemma3-270m", "probes"] or "sha256" in said["gemma3-270m", "probes"]
+    assert "differs" in said["gemma3-270m", "probes"] and "gemma3-270m/probe/metrics.json" in said["gemma3-270m", "probes"]
     assert "simulated" in said["gemma3-270m", "clusters"] and said["gemma3-270m", "separation"] in ("PASS", "FAIL", "INCONCLUSIVE")
+    page = html_of(published)
+    matrix, without = page[page.index('id="matrix"'):page.index('id="rows"')], page[page.index('id="not-run"'):page.index('id="rows"')]
+    assert "differs from its sidecar" in matrix and "source is simulated" in matrix
+    assert all(f"<b>{name}</b>" in without for name in ("llama-3.1-8b", "gemma2-9b", "qwen2.5-7b", "mistral-7b", "deepseek-r1-7b")) and "smollm2-135m</b>" not in without
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda content: content["thresholds"]["separation"].update(cos_max=0.4), "thresholds.separation have changed since"),
+    (lambda content: content["results"][0].pop("criterion"), "not result rows (KeyError"),
+    (lambda content: content["results"].clear(), "holds no result of this criterion"),
+    (lambda content: content["results"][0].update(verdict="MAYBE"), "holds no result of this criterion"),
+    (lambda content: content.update(results=3), "not result rows (TypeError")])
+def test_results_that_cannot_be_shown_say_why(outputs, change, said):
+    study = Study("smollm2-135m", "05_probe")
+    study.save_results("separation/metrics.json", [result("separation", "m", random.Random(0))])
+    content = study.load_json("separation/metrics.json")
+    assert collect_one("smollm2-135m", "10_report").headline("separation")
+    change(content)
+    Study("smollm2-135m", "05_probe").save_json("separation/metrics.json", content)
+    one = collect_one("smollm2-135m", "10_report")
+    assert not one.rows and said in one.missing["separation"] and one.missing["separation"].startswith("smollm2-135m/separation/metrics.json: "), one.missing
+
+
+def test_a_result_older_than_its_input_is_stale(outputs):
+    study = Study("smollm2-135m", "05_probe")
+    study.save_json("activations/tokens.json", {"a": [1]})
+    study.load_json("activations/tokens.json")
+    study.save_results("probe/metrics.json", [result("probes", "m", random.Random(0))])
+    assert collect_one("smollm2-135m", "10_report").headline("probes")
+    Study("smollm2-135m", "03_extract").save_json("activations/tokens.json", {"a": [2]})
+    assert "stale: smollm2-135m/activations/tokens.json has changed since; run 05_probe again" in collect_one("smollm2-135m", "10_report").missing["probes"]
+    study.path("activations/tokens.json").unlink()
+    study.path("activations/tokens.json.meta.json").unlink()
+    assert collect_one("smollm2-135m", "10_report").headline("probes"), "an input that is not here cannot have changed here"
+
+
+def test_one_broken_params_file_costs_one_study(outputs, monkeypatch):
+    monkeypatch.setattr("lib.report.collect.studies", lambda: ["smollm2-135m", "no-such-study"])
+    found, unreadable = collect("", "10_report")
+    assert [one.run for one in found] == ["smollm2-135m"] and "no-such-study.yaml" in unreadable["no-such-study"]
+
+
+def test_every_number_leads_to_its_notebook_cell(published):
+    """The rows' links name a cell of an executed notebook; the report's own figures carry a picture."""
+    own = json.loads((published / "smollm2-135m/10_report.ipynb").read_text())
+    figures = [output["data"] for cell in own["cells"] for output in cell.get("outputs", []) if "application/vnd.plotly.v1+json" in output.get("data", {})]
+    assert figures and all("".join(data["image/svg+xml"]).startswith("<svg") for data in figures)
+    link = cell_link(published / "smollm2-135m", "10_report", "report/metrics.json")
+    cell = next(cell for cell in own["cells"] if link == f"smollm2-135m/10_report.html#cell-id={cell['id']}")
+    assert 'home.save_json("report/metrics.json"' in "".join(cell["source"])
+    assert notebook_page(published / "smollm2-135m/10_report.ipynb") and not notebook_page(published / "smollm2-135m/10_report.ipynb")
+    exported = (published / "smollm2-135m/10_report.html").read_text()
+    assert f'id="{link.split("#")[1]}"' in exported and not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?:', exported)
 
 
 def test_cells_cannot_start_a_formula_or_a_column():

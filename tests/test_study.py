@@ -94,6 +94,47 @@ def test_killed_anywhere_it_ends_with_the_same_metrics(finished, tmp_path):
     assert close(metrics(tmp_path / "tiny"), metrics(finished / "tiny"))
 
 
+def project(folder):
+    """A copy of the project's code, so that its thresholds can be changed."""
+    for name in ("lib", "notebooks", "params"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def test_changed_thresholds_are_ruled_on_anew_without_measuring(outputs_copy, tmp_path):
+    """Every criterion's threshold changes: all stages behind them run on kept values; changed back, everything is as it was."""
+    copy, outputs = project(tmp_path / "project"), outputs_copy
+
+    def go() -> dict:
+        done = run("--study", "tiny", EMPATHY_OUTPUTS=str(outputs), PYTHONPATH=str(copy), at=copy)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found = {path.parent.name: json.loads(path.read_text()) for path in (outputs / "tiny").glob("*/metrics.json")}
+        return {row["metric"]: row for name, content in found.items() if name != "report" for row in content["results"]}
+
+    def ran() -> dict:
+        return {row["stage"]: row["ran"] for row in json.loads((outputs / "tiny/timing.json").read_text())["stages"]}
+
+    before = go()
+    assert not any(ran().values()), "the copied project finds everything up to date"
+    path = copy / "params/preregistration.yaml"
+    original = path.read_text()
+    text = original
+    for old, new in (("cos_max: 0.5", "cos_max: 0.45"), ("fail_transfer: 0.65", "fail_transfer: 0.60"), ("ari_min: 0.5", "ari_min: 0.45"), ("cos_min: 0.5", "cos_min: 0.45"),
+                     ("overlap_max: 0.5", "overlap_max: 0.45"), ("p_max: 0.0125", "p_max: 0.012"), ("ratio: 1.3", "ratio: 1.25")):
+        assert old in text, old
+        text = text.replace(old, new)
+    path.write_text(text)
+    changed = go()
+    assert {stage for stage, did in ran().items() if not did} <= {"03_extract", "02_filter"} and not ran()["03_extract"]
+    assert all("CHANGED-THRESHOLDS" in row["flags"] for row in changed.values())
+    reused = {path.parent.name: json.loads(path.read_text())["reused"] for path in (outputs / "tiny").glob("*/metrics.json.meta.json")}
+    assert set(reused["separation"]) == {"probes", "separation", "layer_curve"} and {"clusters", "latents", "gates"} <= set(reused["sae"])
+    assert {"first_order", "exact", "replies"} <= set(reused["causality"]) and "replies" in reused["bandwidth"]
+    assert all(abs(row["estimate"] - before[metric]["estimate"]) < 1e-12 for metric, row in changed.items() if row["estimate"] is not None)
+    path.write_text(original)
+    assert go() == before and set(STAGES) == set(ran())
+
+
 def test_a_failing_stage_is_kept_aside(outputs_copy):
     done = run("08_causality", "--study", "tiny", "--set", "08_causality.n_scenarios=0", EMPATHY_OUTPUTS=str(outputs_copy))
     assert done.returncode in (1, 2) and done.stderr.strip().splitlines()[-1].startswith("error: ")

@@ -9,12 +9,13 @@ import plotly.graph_objects as go
 import plotly.io as pio
 from plotly.subplots import make_subplots
 
-pio.renderers.default = "plotly_mimetype+notebook"  # shows in JupyterLab, and offline in exported HTML
+pio.renderers.default = "plotly_mimetype"  # JupyterLab draws it; the report puts a picture beside it for all other viewers
 
 COLOURS = {"cognitive": "#0072B2", "affective": "#D55E00", "instrumental": "#009E73", "neutral": "#777777",
            "C/A": "#CC79A7", "C/I": "#0072B2", "A/I": "#D55E00", "macro": "#000000",
            "empathy": "#D55E00", "formality": "#E69F00", "null": "#BBBBBB", "cognitive-affective": "#CC79A7"}
 VERDICTS = {"PASS": "#009E73", "FAIL": "#D55E00", "INCONCLUSIVE": "#777777"}
+SERIES = ("#D55E00", "#777777", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 BAND = "rgba(150,150,150,0.25)"
 
 
@@ -71,6 +72,27 @@ def layer_figure(layers: pd.DataFrame, baselines: pd.DataFrame, layer: int) -> g
     figure.update_yaxes(range=[0.3, 1.02])
     figure.update_xaxes(title="layer (grey line: preregistered)")
     figure = styled(figure, "Does the model tell the types apart in words it was not trained on?", height=420)
+    return figure.update_yaxes(title="transfer AUROC", col=1)
+
+
+def depth_figure(curves: dict[str, pd.DataFrame]) -> go.Figure:
+    """Transfer AUROC of each study's probes over relative depth, one panel a contrast, so that models of any number of layers compare."""
+    contrasts = [c for c in ("C/A", "C/I", "A/I") if any(c in set(t.contrast) for t in curves.values())]
+    figure = make_subplots(1, max(len(contrasts), 1), subplot_titles=contrasts, shared_yaxes=True, horizontal_spacing=0.03)
+    for number, (name, table) in enumerate(curves.items()):
+        rows = table[(table.evaluation == "transfer") & (table.solver == "logistic")]
+        colour, dash = SERIES[number % len(SERIES)], ("solid", "dash", "dot")[number // len(SERIES) % 3]
+        for column, contrast in enumerate(contrasts, start=1):
+            part = rows[rows.contrast == contrast].sort_values("layer")
+            depth = (part.layer + 1) / (rows.layer.max() + 1)
+            figure.add_scatter(x=pd.concat([depth, depth[::-1]]), y=pd.concat([part.ci_high, part.ci_low[::-1]]), mode="lines", fill="toself", opacity=0.2,
+                               fillcolor=colour, line={"width": 0}, hoverinfo="skip", showlegend=False, legendgroup=name, row=1, col=column)
+            figure.add_scatter(x=depth, y=part.auroc, mode="lines", name=name, legendgroup=name, showlegend=column == 1, line={"color": colour, "dash": dash, "width": 2},
+                               text=part.layer, hovertemplate="layer %{text}: %{y:.2f}", row=1, col=column)
+    figure.add_hline(0.5, line_dash="dot", line_color="#777777")
+    figure.update_yaxes(range=[0.3, 1.02])
+    figure.update_xaxes(title="relative depth", range=[0, 1.02])
+    figure = styled(figure, "Where in a network are the types told apart? (dotted: chance)", height=420)
     return figure.update_yaxes(title="transfer AUROC", col=1)
 
 

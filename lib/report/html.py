@@ -11,16 +11,13 @@ from plotly.offline import get_plotlyjs
 TEMPLATE = Path(__file__).parent / "report.html"
 
 
-def figure_html(figure: go.Figure, alt: str) -> str:
-    """A figure as HTML without its own copy of plotly.js; `alt` describes it for readers who cannot see it."""
-    body = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True}, default_width="100%")
-    return f'<figure role="group" tabindex="0" aria-label="{html.escape(alt)}">{body}<figcaption>{html.escape(alt)}</figcaption></figure>'
-
-
-def table_html(table: pd.DataFrame, alt: str) -> str:
-    """A table that is read rather than seen, every cell escaped."""
-    body = table.to_html(index=False, escape=True, border=0, float_format=number, na_rep="–")
-    return f'<figure role="group" tabindex="0" class="wide" aria-label="{html.escape(alt)}">{body}<figcaption>{html.escape(alt)}</figcaption></figure>'
+def shown(content: go.Figure | pd.DataFrame, alt: str) -> str:
+    """A figure without its own copy of plotly.js, or a table with every cell escaped; `alt` describes it for readers who cannot see it."""
+    if isinstance(content, pd.DataFrame):
+        kind, body = "wide", content.to_html(index=False, escape=True, border=0, float_format=number, na_rep="–")
+    else:
+        kind, body = "", content.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True}, default_width="100%")
+    return f'<figure role="group" tabindex="0" class="{kind}" aria-label="{html.escape(alt)}">{body}<figcaption>{html.escape(alt)}</figcaption></figure>'
 
 
 def number(value, digits: int = 2) -> str:
@@ -44,6 +41,6 @@ def estimate(row: dict) -> str:
 def render(**content) -> str:
     """The page from its template; all values are escaped unless they are figures made here."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "estimate": estimate, "p_value": p_value}
+    environment.filters |= {"number": number, "estimate": estimate, "p_value": p_value, "shown": shown}
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(plotlyjs=get_plotlyjs(), **content)

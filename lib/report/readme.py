@@ -39,7 +39,7 @@ def filled(readme: str, rows: list[dict]) -> str:
 @app.command()
 def main() -> None:
     """Copy the verdict table of the default studies into README.md, docs/result.json and docs/verdicts.png."""
-    collected = collect("", "readme")
+    collected, _ = collect("", "readme")
     rows = [{key: row[key] for key in KEPT} for one in collected for criterion in CRITERIA if (row := one.headline(criterion))]
     if not rows:
         raise BadInput("outputs: hold no results; run `make run` first")

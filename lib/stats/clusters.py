@@ -213,24 +213,54 @@ def curve_rows(name: str, each: Clustering) -> pd.DataFrame:
                          "null_high": high, "silhouette": [np.nan, *each.silhouette]})
 
 
-def clusters(latents: list[np.ndarray], baselines: dict[str, np.ndarray], texts: pd.DataFrame, gates: pd.DataFrame, *,
-             thresholds: Clusters, model_id: str, layer: int, seed: int, n_surrogates: int = 100, n_bootstraps: int = 100,
-             n_permutations: int = 2000) -> ClusterReport:
-    """Criterion "clusters". `latents` [SAE][text, d_sae] decide; `baselines` {name: [text, feature]} stand beside them.
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """All that the rule needs: the clusterings into `k` by name, the first `n_saes` of them the SAEs'; how often the literal form
+    passes on nulls; `reason` where nothing could be measured. `texts` are those of the study."""
 
-    `gates`: the table of `lib.stats.gates`. The estimate is the smaller ARI of the SAEs, its interval from a jackknife
-    over scenario clusters; `reliability` is the ARI of the two SAEs' clusterings with each other.
-    """
-    sizes = {"k": thresholds.k, "seed": seed, "n_surrogates": n_surrogates, "n_permutations": n_permutations}
+    reason: str
+    k: int
+    seed: int
+    n_saes: int
+    named: dict[str, Clustering]
+    rates: tuple[float, float]
+
+
+def clusters(latents: list[np.ndarray], baselines: dict[str, np.ndarray], texts: pd.DataFrame, gates: pd.DataFrame, *,
+             thresholds: Clusters, model_id: str, layer: int, **how) -> ClusterReport:
+    """Criterion "clusters": `measure` with its arguments `how`, then `ruled`."""
+    return ruled(measure(latents, baselines, texts, k=thresholds.k, **how), texts, gates, thresholds=thresholds, model_id=model_id, layer=layer)
+
+
+def measure(latents: list[np.ndarray], baselines: dict[str, np.ndarray], texts: pd.DataFrame, *, k: int, seed: int, n_surrogates: int = 100,
+            n_bootstraps: int = 100, n_permutations: int = 2000) -> Measured:
+    """Everything but the verdict. `latents` [SAE][text, d_sae] decide; `baselines` {name: [text, feature]} stand beside them."""
     if reason := too_little(texts, MIN_CLUSTERS):
-        return undecided(reason, texts, model_id=model_id, layer=layer, seed=seed)
+        return Measured(reason=reason, k=k, seed=seed, n_saes=len(latents), named={}, rates=(0.0, 0.0))
+    sizes = {"k": k, "seed": seed, "n_surrogates": n_surrogates, "n_permutations": n_permutations}
     tables = [*((z, n_bootstraps) for z in latents), *((x, 0) for x in baselines.values())]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         made = list(pool.map(lambda each: cluster_table(prepare(each[0], texts), n_bootstraps=each[1], **sizes), tables))
-    main, others = made[:len(latents)], dict(zip(baselines, made[len(latents):], strict=True))
-    named = {f"SAE seed {number}": each for number, each in enumerate(main)} | others
+    names = [*(f"SAE seed {number}" for number in range(len(latents))), *baselines]
+    return Measured(reason="", k=k, seed=seed, n_saes=len(latents), named=dict(zip(names, made, strict=True)),
+                    rates=literal_rates(made[0].table, k=k, seed=seed))
+
+
+def ruled(measured: Measured, texts: pd.DataFrame, gates: pd.DataFrame, *, thresholds: Clusters, model_id: str, layer: int) -> ClusterReport:
+    """The verdict on what was measured, and its tables. `gates`: the table of `lib.stats.gates`.
+
+    The estimate is the smaller ARI of the SAEs, its interval from a jackknife over scenario clusters; `reliability` is the
+    ARI of the two SAEs' clusterings with each other. INCONCLUSIVE with its reason where nothing was measured.
+    """
+    about = dict(criterion="clusters", model_id=model_id, layer=layer, metric="SAE latents", seed=measured.seed)
+    if measured.reason:
+        empty = {"summary": ["representation"], "curve": ["representation", "k", "gap"], "texts": ["text_id", "type"]}
+        return ClusterReport(result=Result(**about, literal_value=None, literal_verdict=INCONCLUSIVE, verdict=INCONCLUSIVE, reason=measured.reason, n=len(texts),
+                                           n_clusters=texts.cluster.nunique()),
+                             **{name: pd.DataFrame(columns=columns) for name, columns in empty.items()})
+    named, n = measured.named, measured.n_saes
+    main, others = list(named.values())[:n], dict(list(named.items())[n:])
     worst, first = min(main, key=lambda each: each.ari), main[0]
-    rates = literal_rates(first.table, k=thresholds.k, seed=seed)
     decision, reason = verdict(main, gates, thresholds)
     literal = int(first.silhouette.argmax() + 2)
     lexical = max(others.items(), key=lambda item: item[1].ari, default=None)
@@ -238,23 +268,14 @@ def clusters(latents: list[np.ndarray], baselines: dict[str, np.ndarray], texts:
     flags = ["UNSTABLE"] if min(each.jaccard.min() for each in main) < STABLE else []
     flags += ["ONE-REGISTER"] if texts[texts.condition == "empathy"].register.nunique() == 1 else []
     result = Result(
-        criterion="clusters", model_id=model_id, layer=layer, metric="SAE latents", literal_value=float(literal),
-        literal_verdict=PASS if literal == thresholds.k else FAIL, verdict=decision, reason=reason, flags=tuple(flags),
+        **about, literal_value=float(literal), literal_verdict=PASS if literal == thresholds.k else FAIL, verdict=decision, reason=reason, flags=tuple(flags),
         estimate=worst.ari, ci_low=worst.ari_low, ci_high=worst.ari_high, p=max(each.p for each in main),
         null=f"types exchanged within scenarios: mean ARI {worst.ari_null:.3f}", reliability=agreement,
-        p_literal_N0=rates[0], p_literal_N1=rates[1], text_baseline=lexical and lexical[1].ari,
-        text_baseline_name=lexical[0] if lexical else "", n=len(first.codes), n_clusters=int(first.table.cluster.max() + 1), seed=seed)
-    return ClusterReport(result=result, summary=pd.DataFrame([summary_row(n, e, texts, thresholds.k) for n, e in named.items()]),
+        p_literal_N0=measured.rates[0], p_literal_N1=measured.rates[1], text_baseline=lexical and lexical[1].ari,
+        text_baseline_name=lexical[0] if lexical else "", n=len(first.codes), n_clusters=int(first.table.cluster.max() + 1))
+    return ClusterReport(result=result, summary=pd.DataFrame([summary_row(n, e, texts, measured.k) for n, e in named.items()]),
                          curve=pd.concat([curve_rows(n, e) for n, e in named.items()], ignore_index=True),
                          texts=texts_table(named, texts))
-
-
-def undecided(reason: str, texts: pd.DataFrame, **about) -> ClusterReport:
-    """INCONCLUSIVE with its reason and empty tables, where the texts cannot be clustered."""
-    result = Result(criterion="clusters", metric="SAE latents", literal_value=None, literal_verdict=INCONCLUSIVE, verdict=INCONCLUSIVE, reason=reason,
-                    n=len(texts), n_clusters=texts.cluster.nunique(), **about)
-    empty = {"summary": ["representation"], "curve": ["representation", "k", "gap"], "texts": ["text_id", "type"]}
-    return ClusterReport(result=result, **{name: pd.DataFrame(columns=columns) for name, columns in empty.items()})
 
 
 def texts_table(named: dict[str, Clustering], texts: pd.DataFrame) -> pd.DataFrame:

@@ -71,16 +71,34 @@ class Baseline:
     found: dict[str, Areas]
 
 
-def probe(X: np.ndarray, texts: pd.DataFrame, *, thresholds: Probes, model_id: str, layer: int, seed: int,
-          n_permutations: int = 2000, n_repeats: int = 10, lambdas: Sequence[float] = LAMBDAS,
-          dense_baselines: dict[str, np.ndarray] | None = None, contextual: dict[str, np.ndarray] | None = None,
-          token_ids: Sequence | None = None) -> ProbeReport:
-    """All of methods.md §2 on the empathy texts of activations X [layer, text, d_model].
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """All that the rule needs, and the tables, before any threshold: evidence by headline contrast (none: `about.reason` says why),
+    the plain register's own AUROCs and the rates at which the literal form passes on nulls [contrast]."""
+
+    about: Result
+    evidence: dict[str, Evidence]
+    literal: dict[str, Value]
+    rates: dict[str, np.ndarray]
+    directions: dict[str, np.ndarray]
+    tables: dict[str, pd.DataFrame]
+
+
+def probe(X: np.ndarray, texts: pd.DataFrame, *, thresholds: Probes, **how) -> ProbeReport:
+    """All of methods.md §2: `measure` with its arguments `how`, then `ruled`."""
+    return ruled(measure(X, texts, **how), thresholds)
+
+
+def measure(X: np.ndarray, texts: pd.DataFrame, *, model_id: str, layer: int, seed: int,
+            n_permutations: int = 2000, n_repeats: int = 10, lambdas: Sequence[float] = LAMBDAS,
+            dense_baselines: dict[str, np.ndarray] | None = None, contextual: dict[str, np.ndarray] | None = None,
+            token_ids: Sequence | None = None) -> Measured:
+    """Everything but the verdicts, on the empathy texts of activations X [layer, text, d_model].
 
     `layer` is the preregistered one. `dense_baselines` (embedding layer, random-weight layers; [text, d] or
     [layer, text, d]) join the lexical family; `contextual` (the same shapes) only raises a flag. `lambdas` are in
     units of the mean squared norm of the standardised training rows. Raises BadInput for activations that do not fit
-    the texts; texts too few or without a class give INCONCLUSIVE rows that say so.
+    the texts; texts too few or without a class give no evidence, and `about` says why.
     """
     X = check_activations(X, texts, layer)
     rows = np.flatnonzero((texts["condition"] == "empathy").to_numpy() & texts["label"].isin(CLASSES).to_numpy())
@@ -91,8 +109,7 @@ def probe(X: np.ndarray, texts: pd.DataFrame, *, thresholds: Probes, model_id: s
         material = make_material(texts.iloc[rows], seed=seed, n_repeats=n_repeats)
     except BadInput as error:
         empty = {name: pd.DataFrame(columns=columns.split()) for name, columns in EMPTY.items()}
-        results = [replace(about, metric=f"{c} transfer AUROC", reason=str(error)) for c in HEADLINES]
-        return ProbeReport(results=results, directions={}, **empty)
+        return Measured(about=replace(about, reason=str(error)), evidence={}, literal={}, rates={}, directions={}, tables=empty)
     X, design = X[:, rows], material.design
     main, scores, layers = curves(X, material, layer=layer, lambdas=lambdas)
     p, high = permutation_test(X, material, layer=layer, lambdas=lambdas, n_permutations=n_permutations, seed=seed)
@@ -101,18 +118,27 @@ def probe(X: np.ndarray, texts: pd.DataFrame, *, thresholds: Probes, model_id: s
     others = baselines(material, {family: {k: only(v, rows, len(texts), k) for k, v in group.items()} for family, group in dense.items()},
                        lambdas=lambdas, token_ids=None if token_ids is None else [token_ids[i] for i in rows])
     adjusted, adjusted_table = adjust(scores, material, main, n_permutations=n_permutations, seed=seed)
-    rates = controls.literal_rates(X[layer], material, seed=seed)
     unrelated = controls.unrelated_offsets(X[layer], material, seed=seed) if len(design.registers) > 1 else None
     about = replace(about, n_clusters=design.n_clusters, null=f"labels permuted within triplets, {n_permutations} times: maximum over "
                     f"{len(X)} layers and {len(lambdas)} penalties (ridge), Holm over {len(NAMES)} contrasts")
-    results = []
-    for c in HEADLINES:
-        evidence = weigh(NAMES.index(c), main=main, adjusted=adjusted, others=others, p=p[c], unrelated=unrelated)
-        results.append(ruled(evidence, about, c, thresholds, literal=main[design.name((0, 0))], rates=rates))
-    return ProbeReport(results=results, directions=dict(zip(CONTRASTS, best_weights(X[layer], design, lambdas=lambdas), strict=True)),
-                       layers=layers, baselines=baseline_table(others, material), adjusted=adjusted_table,
-                       learning_curve=controls.learning_curve(X[layer], design, seed=seed),
-                       selectivity=controls.selectivity(X[layer], design, main[TRANSFER].value[0], seed=seed))
+    within = main[design.name((0, 0))]
+    return Measured(
+        about=about, rates=controls.literal_rates(X[layer], material, seed=seed),
+        evidence={c: weigh(NAMES.index(c), main=main, adjusted=adjusted, others=others, p=p[c], unrelated=unrelated) for c in HEADLINES},
+        literal={c: Value(float(within.value[0, NAMES.index(c)]), within.deleted[0, NAMES.index(c)]) for c in HEADLINES},
+        directions=dict(zip(CONTRASTS, best_weights(X[layer], design, lambdas=lambdas), strict=True)),
+        tables={"layers": layers, "baselines": baseline_table(others, material), "adjusted": adjusted_table,
+                "learning_curve": controls.learning_curve(X[layer], design, seed=seed),
+                "selectivity": controls.selectivity(X[layer], design, main[TRANSFER].value[0], seed=seed)})
+
+
+def ruled(measured: Measured, thresholds: Probes) -> ProbeReport:
+    """The verdicts on what was measured; without evidence every headline is INCONCLUSIVE, with the reason."""
+    if measured.evidence:
+        results = [result(c, measured, thresholds) for c in HEADLINES]
+    else:
+        results = [replace(measured.about, metric=f"{c} transfer AUROC") for c in HEADLINES]
+    return ProbeReport(results=results, directions=measured.directions, **measured.tables)
 
 
 def check_activations(X: np.ndarray, texts: pd.DataFrame, layer: int) -> np.ndarray:
@@ -214,12 +240,11 @@ def weigh(c: int, *, main: dict, adjusted: Areas, others: dict[str, Baseline], p
                     p_offsets=None if unrelated is None else float((1 + (unrelated[:, c] >= T_own).sum()) / (1 + len(unrelated))))
 
 
-def ruled(e: Evidence, about: Result, contrast: str, thresholds: Probes, *, literal: Areas, rates: dict) -> Result:
+def result(contrast: str, measured: Measured, thresholds: Probes) -> Result:
     """The result row of one contrast. Literal: the interval of the plain register's own AUROC lies above chance."""
-    c = NAMES.index(contrast)
-    within = Value(float(literal.value[0, c]), literal.deleted[0, c])
+    e, within, c = measured.evidence[contrast], measured.literal[contrast], NAMES.index(contrast)
     verdict, reason = rule(e, thresholds)
-    return replace(about, metric=f"{contrast} transfer AUROC", literal_value=within.value, literal_verdict=PASS if within.low > 0.5 else FAIL,
+    return replace(measured.about, metric=f"{contrast} transfer AUROC", literal_value=within.value, literal_verdict=PASS if within.low > 0.5 else FAIL,
                    verdict=verdict, reason=reason, flags=flags(e, thresholds), estimate=e.T.value, ci_low=e.T.low, ci_high=e.T.high, p=e.p,
-                   p_literal_N0=float(rates["N0"][c]), p_literal_N1=float(rates["N1"][c]), text_baseline=e.lexical.value,
-                   text_baseline_name=e.lexical_name, power=power(e, thresholds, n_clusters=about.n_clusters))
+                   p_literal_N0=float(measured.rates["N0"][c]), p_literal_N1=float(measured.rates["N1"][c]), text_baseline=e.lexical.value,
+                   text_baseline_name=e.lexical_name, power=power(e, thresholds, n_clusters=measured.about.n_clusters))

@@ -25,6 +25,7 @@ from lib.stats.whitening import cross_fitted, exchangeable, residuals
 
 COLUMNS = ["register", "metric", "kappa", "se", "ci_low", "ci_high", "kappa_D", "kappa_D_low", "kappa_D_high",
            "reliability_C", "reliability_A", "swap_p", "n", "n_clusters"]
+WITHOUT_FORM = "without form"  # the metric table's row without what length and style explain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +38,34 @@ class SeparationReport:
     mtmm: pd.DataFrame
 
 
-def separation(X: np.ndarray, texts: pd.DataFrame, *, thresholds: Separation, model_id: str, layer: int, seed: int,
-               n_permutations: int, unembedding_cov: np.ndarray | None = None, leaky: bool = False) -> SeparationReport:
-    """Criterion 1 on the activations `X` [text, d_model] of one layer; rows of other conditions are ignored.
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """All that the rule needs, before any threshold. `about`: fields of the result row, with a `reason` where nothing was measured;
+    `literal`: the one-vs-rest cosine, and `literal_nulls` its draws by null; `lexical`, `generic`: what the registers and N1 say."""
 
-    `unembedding_cov` [d_model, d_model] adds the causal metric as a sensitivity row. `leaky`: words alone tell C from
-    A, so directions of words would pass. Where the texts have responses, C and A must also be apart without what
-    length and style explain, else the flag FORM. Raises BadInput on activations that are not finite or do not fit the
-    texts; too few scenarios or clusters give INCONCLUSIVE with the reason.
+    about: dict
+    literal: float
+    literal_nulls: dict[str, np.ndarray]
+    registers: int
+    lexical: bool
+    generic: bool
+    metrics: pd.DataFrame
+    constructions: pd.DataFrame
+    mtmm: pd.DataFrame
+
+
+def separation(X: np.ndarray, texts: pd.DataFrame, *, thresholds: Separation, leaky: bool = False, **how) -> SeparationReport:
+    """Criterion 1: `measure` with its arguments `how`, then `ruled`."""
+    return ruled(measure(X, texts, **how), thresholds, leaky=leaky)
+
+
+def measure(X: np.ndarray, texts: pd.DataFrame, *, model_id: str, layer: int, seed: int, n_permutations: int,
+            unembedding_cov: np.ndarray | None = None) -> Measured:
+    """Everything but the verdict, on the activations `X` [text, d_model] of one layer; rows of other conditions are ignored.
+
+    `unembedding_cov` [d_model, d_model] adds the causal metric as a sensitivity row. Where the texts have responses, a row
+    of the metric table is without what length and style explain. Raises BadInput on activations that are not finite or do
+    not fit the texts; with too few scenarios or clusters `about` says so, and the tables are empty.
     """
     X = np.asarray(X)
     check(X, texts)
@@ -53,31 +74,46 @@ def separation(X: np.ndarray, texts: pd.DataFrame, *, thresholds: Separation, mo
     values = X[plain.rows].astype(float)
     reason = too_little(plain, values)
     if reason:
-        return undecided(X, find_scenarios(texts, ("empathy", "plain")), reason, thresholds=thresholds, about=about)
+        empathy = find_scenarios(texts, ("empathy", "plain"))
+        means = X[empathy.rows].astype(float).mean(0) if len(empathy.rows) else np.zeros((3, X.shape[1]))
+        return Measured(about=about | {"reason": reason, "n": len(empathy.rows), "n_clusters": empathy.n_clusters}, literal=mean_cosines(means)["one_vs_rest"],
+                        literal_nulls={}, registers=0, lexical=False, generic=False, metrics=pd.DataFrame(columns=COLUMNS),
+                        constructions=pd.DataFrame(columns=constructions.COLUMNS), mtmm=pd.DataFrame(columns=mtmm.COLUMNS))
     both = find_scenarios(texts, ("empathy", "plain"), ("valence_stripped", "plain"), ("empathy", "counter"))
     paired = (X[both.rows].astype(float), both.codes) if both.enough else None
     metrics = metric_table((values, plain.codes), paired, seed=seed, n_permutations=n_permutations,
                            unembedding_cov=unembedding_cov)
     beside, draws = constructions.table(values, plain.codes, residuals(values), seed=seed)
-    flags, matrix = register_flags(paired, seed=seed)
-    flags += ["LEAKY"] if leaky else []
+    lexical, matrix = across_registers(paired, seed=seed)
     if "response" in texts:
-        row = form_free(X, texts, plain, seed=seed, n_permutations=n_permutations)
-        metrics.loc[len(metrics)] = {"register": "plain", "metric": "without form"} | row
-        flags += ["FORM"] if not apart(row, thresholds) else []
-    main = metrics.query("register == 'plain'").set_index("metric")
-    kappa_row, literal = main.loc["euclidean"], float(beside.set_index("construction").loc["one_vs_rest", "cos"])
-    flags += ["GENERIC"] if generic(kappa_row["kappa"], draws["N1"]) else []
+        metrics.loc[len(metrics)] = {"register": "plain", "metric": WITHOUT_FORM} | form_free(X, texts, plain, seed=seed, n_permutations=n_permutations)
+    kappa_row = metrics.query("register == 'plain'").set_index("metric").loc["euclidean"]
+    return Measured(
+        about=about | {"n": len(values), "n_clusters": plain.n_clusters, "null": f"C and A exchanged within triplets, {n_permutations} permutations"},
+        literal=float(beside.set_index("construction").loc["one_vs_rest", "cos"]), registers=1 if paired is None else 2, lexical=lexical,
+        literal_nulls={name: np.array([draw["one_vs_rest"] for draw in draws[name]]) for name in ("N0", "N1")},
+        generic=generic(kappa_row["kappa"], draws["N1"]), metrics=metrics, constructions=beside, mtmm=matrix)
+
+
+def ruled(measured: Measured, thresholds: Separation, *, leaky: bool = False) -> SeparationReport:
+    """The verdict on what was measured. `leaky`: words alone tell C from A, so directions of words would pass. Where C and A
+    are not apart without what length and style explain: FORM. INCONCLUSIVE with its reason where nothing was measured."""
+    literal = dict(literal_value=measured.literal, literal_verdict=literally(measured.literal, thresholds))
+    tables = dict(metrics=measured.metrics, constructions=measured.constructions, mtmm=measured.mtmm)
+    if measured.metrics.empty:
+        return SeparationReport(result=Result(**measured.about, **literal, verdict=INCONCLUSIVE), **tables)
+    main = measured.metrics.query("register == 'plain'").set_index("metric")
+    kappa_row = main.loc["euclidean"]
+    on = {"ONE-REGISTER": measured.registers == 1, "LEXICAL": measured.lexical, "LEAKY": leaky,
+          "FORM": WITHOUT_FORM in main.index and not apart(main.loc[WITHOUT_FORM], thresholds), "GENERIC": measured.generic}
+    flags = [name for name, holds in on.items() if holds]
     verdict, reason = decide(main, flags, thresholds)
     result = Result(
-        **about, verdict=verdict, reason=reason, flags=tuple(flags), literal_value=literal,
-        literal_verdict=literally(literal, thresholds), estimate=float(kappa_row["kappa"]),
+        **measured.about, **literal, verdict=verdict, reason=reason, flags=tuple(flags), estimate=float(kappa_row["kappa"]),
         ci_low=float(kappa_row["ci_low"]), ci_high=float(kappa_row["ci_high"]), p=float(kappa_row["swap_p"]),
-        null=f"C and A exchanged within triplets, {n_permutations} permutations",
-        reliability=float(min(kappa_row["reliability_C"], kappa_row["reliability_A"])),
-        p_literal_N0=literal_rate(draws["N0"], thresholds), p_literal_N1=literal_rate(draws["N1"], thresholds),
-        power=power(kappa_row, thresholds), n=len(values), n_clusters=plain.n_clusters)
-    return SeparationReport(result=result, metrics=metrics, constructions=beside, mtmm=matrix)
+        reliability=float(min(kappa_row["reliability_C"], kappa_row["reliability_A"])), power=power(kappa_row, thresholds),
+        **{f"p_literal_{name}": float(np.mean(draws < thresholds.cos_max)) for name, draws in measured.literal_nulls.items()})
+    return SeparationReport(result=result, **tables)
 
 
 def too_little(plain: Scenarios, values: np.ndarray) -> str:
@@ -99,12 +135,12 @@ def metric_table(plain: tuple[np.ndarray, np.ndarray], paired: tuple[np.ndarray,
     rows = []
     for register, block in (("plain", plain), ("counter", paired)):
         for name, pair in metrics.items() if block else ():
-            row = measure(*block, register=register, metrics=pair, seed=seed, n_permutations=n_permutations)
+            row = metric_row(*block, register=register, metrics=pair, seed=seed, n_permutations=n_permutations)
             rows.append({"register": register, "metric": name} | row)
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def measure(values: np.ndarray, codes: np.ndarray, *, register: str, metrics: tuple, seed: int,
+def metric_row(values: np.ndarray, codes: np.ndarray, *, register: str, metrics: tuple, seed: int,
             n_permutations: int) -> dict:
     """κ with its interval, κ_D (plain only), reliabilities and swap p of one register.
 
@@ -155,25 +191,20 @@ def generic(estimate: float, draws: list[dict]) -> bool:
     return bool(low <= estimate <= high)
 
 
-def register_flags(paired: tuple[np.ndarray, np.ndarray] | None, *, seed: int) -> tuple[list[str], pd.DataFrame]:
-    """LEXICAL or ONE-REGISTER, and the multitrait-multimethod table of (values [S, 9, d], codes); None: one register."""
+def across_registers(paired: tuple[np.ndarray, np.ndarray] | None, *, seed: int) -> tuple[bool, pd.DataFrame]:
+    """Whether the directions are those of the words, and the multitrait-multimethod table of (values [S, 9, d], codes); None: one register."""
     if paired is None:
-        return ["ONE-REGISTER"], pd.DataFrame(columns=mtmm.COLUMNS)
+        return False, pd.DataFrame(columns=mtmm.COLUMNS)
     products = trait_products(*paired)
     found = mtmm.advantages(products)
     values = paired[0]
     spread = simulate.spread_of(residuals(values), values.mean(1))
-    return ["LEXICAL"] if mtmm.lexical(found, mtmm.chance(spread, seed=seed)) else [], mtmm.table(products, found)
+    return mtmm.lexical(found, mtmm.chance(spread, seed=seed)), mtmm.table(products, found)
 
 
 def literally(value: float, thresholds: Separation) -> str:
     """The criterion as first worded: PASS where the one-vs-rest cosine is below its bound."""
     return (PASS if value < thresholds.cos_max else FAIL) if np.isfinite(value) else INCONCLUSIVE
-
-
-def literal_rate(draws: list[dict], thresholds: Separation) -> float:
-    """How often the literal criterion passes on draws of a null."""
-    return float(np.mean([draw["one_vs_rest"] < thresholds.cos_max for draw in draws]))
 
 
 def form_free(X: np.ndarray, texts: pd.DataFrame, plain: Scenarios, *, seed: int, n_permutations: int) -> dict:
@@ -187,7 +218,7 @@ def form_free(X: np.ndarray, texts: pd.DataFrame, plain: Scenarios, *, seed: int
         rows = plain.rows[half == h].ravel()
         values[half == h] = without_form(X[rows], texts.iloc[rows]).reshape(-1, *values.shape[1:])
     across = CrossFitted(folds=np.arange(plain.n_clusters) % 2, maps=(lambda rows: rows,) * 2)
-    return measure(values, plain.codes, register="plain", metrics=(across, None), seed=seed, n_permutations=n_permutations)
+    return metric_row(values, plain.codes, register="plain", metrics=(across, None), seed=seed, n_permutations=n_permutations)
 
 
 def apart(row: dict, thresholds: Separation) -> bool:
@@ -227,18 +258,6 @@ def power(row: pd.Series, thresholds: Separation) -> str:
     reach = (student.ppf(0.975, row["n_clusters"] - 1) + norm.ppf(0.8)) * row["se"]
     return (f"standard error {row['se']:.2f}: with 80% power this n passes a κ below {thresholds.cos_max - reach:.2f} "
             f"and fails one above {thresholds.cos_max + reach:.2f}")
-
-
-def undecided(X: np.ndarray, empathy: Scenarios, reason: str, *, thresholds: Separation,
-              about: dict) -> SeparationReport:
-    """INCONCLUSIVE with its reason; the literal value needs empathy texts only and is given where there are any."""
-    means = X[empathy.rows].astype(float).mean(0) if len(empathy.rows) else np.zeros((3, X.shape[1]))
-    literal = mean_cosines(means)["one_vs_rest"]
-    result = Result(**about, literal_value=literal, literal_verdict=literally(literal, thresholds),
-                    verdict=INCONCLUSIVE, reason=reason, n=len(empathy.rows), n_clusters=empathy.n_clusters)
-    return SeparationReport(result=result, metrics=pd.DataFrame(columns=COLUMNS),
-                            constructions=pd.DataFrame(columns=constructions.COLUMNS),
-                            mtmm=pd.DataFrame(columns=mtmm.COLUMNS))
 
 
 def layer_curve(X_layers: np.ndarray, texts: pd.DataFrame) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from math import isfinite
 
 PASS, FAIL, INCONCLUSIVE = "PASS", "FAIL", "INCONCLUSIVE"
+VERDICT_MARKS = {PASS: "✓", FAIL: "✗", INCONCLUSIVE: "?"}  # so that a verdict is not read from its colour
 CONTRASTS = ("C/A", "C/I", "A/I")
 CRITERIA = ("separation", "probes", "clusters", "convergence", "specificity", "causality", "bandwidth")
 

@@ -1,0 +1,72 @@
+"""A static picture of every figure, for code hosts and print, drawn by a local Chromium; without one, figures stay interactive only."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import nbformat
+import plotly.graph_objects as go
+import plotly.io as pio
+from nbconvert import HTMLExporter
+
+from lib.files import sha256, write_atomic
+
+PLOTLY, SVG = "application/vnd.plotly.v1+json", "image/svg+xml"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+WIDTH = 950  # pixels; a notebook's text column
+
+
+def browser() -> str:
+    """A Chromium on this machine, or an empty string."""
+    return os.environ.get("BROWSER_PATH") or next((found for name in BROWSERS if (found := shutil.which(name))), "")
+
+
+class Pictures:
+    """Draws figures while open; one browser for all of them."""
+
+    def __enter__(self) -> "Pictures":
+        self.ready = bool(browser())
+        if self.ready:
+            import kaleido  # takes half a second, and only where pictures are drawn
+            self._kaleido = kaleido
+            kaleido.start_sync_server(n=1, silence_warnings=True)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.ready:
+            self._kaleido.stop_sync_server(silence_warnings=True)
+
+    def draw(self, figure: go.Figure | dict, kind: str = "svg") -> bytes:
+        """A figure as "svg" or "pdf"."""
+        height = (figure["layout"]["height"] if isinstance(figure, dict) else figure.layout.height) or 400
+        return self._kaleido.calc_fig_sync(figure, opts={"format": kind, "width": WIDTH, "height": height})
+
+    def shown(self, figure: go.Figure) -> dict:
+        """A figure for `display(…, raw=True)`: interactive where the viewer can, a picture elsewhere."""
+        bundle = {PLOTLY: json.loads(pio.to_json(figure))}
+        return bundle | ({SVG: self.draw(figure).decode()} if self.ready else {})
+
+    def illustrate(self, notebook: Path) -> int:
+        """Put a picture beside every interactive figure of an executed notebook that has none; returns how many."""
+        content, drawn = nbformat.read(notebook, as_version=4), 0
+        for cell in content.cells:
+            for output in cell.get("outputs", []):
+                data = output.get("data", {})
+                if self.ready and PLOTLY in data and SVG not in data:
+                    data[SVG], drawn = self.draw(dict(data[PLOTLY])).decode(), drawn + 1
+        if drawn:
+            write_atomic(notebook, nbformat.writes(content).encode())
+        return drawn
+
+
+def notebook_page(notebook: Path) -> bool:
+    """Write an executed notebook as HTML beside it, where that is not there yet; returns whether it was written."""
+    page, mark = notebook.with_suffix(".html"), f"<!-- made of {sha256(notebook)} -->".encode()
+    if page.exists() and page.read_bytes().endswith(mark):
+        return False
+    # nothing is fetched from elsewhere: figures are pictures here, and there are no formulas
+    offline = {"require_js_url": "", "jquery_url": "", "mathjax_url": "", "mermaid_js_url": "", "widget_renderer_url": "", "jupyter_widgets_base_url": ""}
+    body, _ = HTMLExporter(template_name="lab", exclude_input_prompt=True, exclude_output_prompt=True, **offline).from_filename(str(notebook))
+    write_atomic(page, body.encode() + mark)
+    return True
