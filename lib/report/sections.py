@@ -5,7 +5,8 @@ import re
 from lib.report import figures, probe_figures, sae_figures
 from lib.report.collect import Collected, cell_link
 from lib.report.html import estimate
-from lib.report.methods import METHODS
+from lib.report.limits import deciding
+from lib.report.methods import METHODS, answers_for
 from lib.seals import sealed_or_none
 from lib.stats.majority import majority
 from lib.stats.verdicts import CRITERIA, Result
@@ -76,6 +77,13 @@ def part(one: Collected, criterion: str, title: str, content, alt: str, *files: 
                for file in files if (about := sealed_or_none(meta_path(one.study.path(file))))]
     return {"title": title, "text": text or said, "content": content, "alt": alt, "criterion": criterion, "sources": sources,
             "method": METHODS.get(criterion, ""), "slug": re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:60]}
+
+
+def section(one: Collected, thresholds, known: list[dict]) -> dict:
+    """All that the page says of one study: what it is, why a criterion has no result, its parts, and what would decide what is open."""
+    return {"run": one.run, "question": one.params.question, "model_id": one.params.model.model_id, "layer": one.params.layer,
+            "license": one.params.model.license, "missing": list(dict.fromkeys(reason for reason in one.missing.values() if reason != "not run")),
+            "deciding": deciding(one), "parts": [found | {"known": answers_for(found["criterion"], known)} for found in parts_of(one, thresholds)]}
 
 
 def parts_of(one: Collected, thresholds) -> list[dict]:

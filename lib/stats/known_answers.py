@@ -4,14 +4,19 @@ The report shows this table beside the real results, so that a reader sees what 
 """
 
 import numpy as np
+import pandas as pd
 
 from lib.params import Thresholds
 from lib.stats import simulate
 from lib.stats.bandwidth import Range, bandwidth, effective_dimension
 from lib.stats.causality import Judged, causality, effect
+from lib.stats.clusters import clustered_rows, clusters
+from lib.stats.convergence import convergence
+from lib.stats.probes import probe
 from lib.stats.separation import separation
 from lib.stats.specificity import specificity
 from lib.stats.verdicts import FAIL, PASS, Result
+from lib.text import synthetic
 
 N, D = 90, 64
 SPREAD = simulate.power_law(D, decay=0.3)
@@ -31,6 +36,41 @@ def separated(rho: float | None, thresholds: Thresholds, rng: np.random.Generato
     offsets = np.zeros((6, D)) if rho is None else simulate.two_factor(rho, reliability=0.95, n_scenarios=N, spread=SPREAD, rng=rng)
     X, texts = triplets(offsets, rng)
     return separation(X, texts, thresholds=thresholds.separation, n_permutations=500, **ABOUT).result
+
+
+def probed(meaning: float, thresholds: Thresholds, rng: np.random.Generator) -> Result:
+    """Probes of C against A where each type has a direction of length `meaning`, and words that mislead across registers."""
+    seed = int(rng.integers(2**31))
+    texts = synthetic.triplets(36, seed=seed, share=0.12)
+    X = synthetic.activations(texts, n_layers=1, d_model=48, seed=seed + 1, meaning=meaning, words=0.5)
+    return probe(X, texts, thresholds=thresholds.probes, n_permutations=400, n_repeats=1, **ABOUT).results[0]
+
+
+def grouped(strength: float, rng: np.random.Generator) -> tuple[pd.DataFrame, dict, pd.DataFrame]:
+    """Texts, `{resid, latents, decoder}` whose first four latents fire for the four types with `strength`, and gates that pass."""
+    X, texts = simulate.as_texts({block: np.zeros((N // 2, 3, 1)) for block in (*SEPARATION, ("empathy", "counter"))})
+    texts = texts.assign(text_id=[f"t{i}" for i in range(len(texts))], context="", response="")
+    decoder = rng.standard_normal((128, D))
+    decoder /= np.linalg.norm(decoder, axis=1, keepdims=True)
+    latents = np.maximum(rng.standard_normal((len(texts), 128)), 0) * 0.3 + np.maximum(rng.standard_normal((N, 128)), 0)[texts.cluster]
+    latents[np.arange(len(texts)), clustered_rows(texts)[1]] += strength
+    gates = pd.DataFrame([{"gate": "mmcs", "value": 1.0, "rule": ">=", "bound": 0.0, "passed": True}])
+    return texts, {"resid": latents @ decoder + 0.3 * rng.standard_normal((len(texts), D)), "latents": [latents], "decoders": [decoder]}, gates
+
+
+def counted(strength: float, thresholds: Thresholds, rng: np.random.Generator) -> Result:
+    """Clusters where the four types differ by `strength`."""
+    texts, made, gates = grouped(strength, rng)
+    return clusters(made["latents"], {}, texts, gates, thresholds=thresholds.clusters, n_surrogates=40, n_bootstraps=20, n_permutations=200, **ABOUT).result
+
+
+def agreed(shared: bool, thresholds: Thresholds, rng: np.random.Generator) -> Result:
+    """Convergence where probes and clusters read the same four directions, or unrelated ones."""
+    texts, made, gates = grouped(2.0, rng)
+    if not shared:
+        types, offsets = clustered_rows(texts)[1], rng.standard_normal((4, D))
+        made["resid"] += 2.0 * (offsets / np.linalg.norm(offsets, axis=1, keepdims=True) - made["decoders"][0][:4])[types]
+    return convergence(**made, texts=texts, gates=gates, thresholds=thresholds.convergence, n_splits=10, n_permutations=60, **ABOUT).result
 
 
 def specific(same: bool, thresholds: Thresholds, rng: np.random.Generator) -> Result:
@@ -57,18 +97,31 @@ def wide(reach: float, thresholds: Thresholds, rng: np.random.Generator) -> Resu
     return bandwidth((dims[0], ranges[0]), (dims[1], ranges[1]), thresholds=thresholds.bandwidth, **ABOUT)
 
 
-def known_answers(thresholds: Thresholds, *, seed: int) -> list[dict]:
-    """One row a simulated data set: what it is, the verdict that truth demands, and the verdict given."""
-    cases = [
-        ("C and A orthogonal", PASS, separated, 0.0), ("C and A nearly parallel (cosine .95)", FAIL, separated, 0.95),
-        ("no class effect", f"not {PASS}", separated, None),
-        ("controls with structures of their own", PASS, specific, False), ("controls with the structure of empathy", FAIL, specific, True),
-        ("ablation lowers empathic replies", PASS, caused, 0.1), ("ablation does nothing", f"not {PASS}", caused, 0.0),
-        ("twice the steering range", PASS, wide, 2.0), ("equal bandwidths", FAIL, wide, 1.0),
-    ]
+# Of each criterion: what the data are, the verdict that truth demands, and how they are made and judged.
+CASES = {
+    "probes": (("a direction for each type, words that mislead", PASS, probed, 1.0), ("words alone", f"not {PASS}", probed, 0.0)),
+    "separation": (("C and A orthogonal", PASS, separated, 0.0), ("C and A nearly parallel (cosine .95)", FAIL, separated, 0.95),
+                   ("no class effect", f"not {PASS}", separated, None)),
+    "clusters": (("four groups of latents", PASS, counted, 3.0), ("no groups", FAIL, counted, 0.0)),
+    "convergence": (("probes and latents read the same directions", PASS, agreed, True), ("unrelated directions", f"not {PASS}", agreed, False)),
+    "specificity": (("controls with structures of their own", PASS, specific, False), ("controls with the structure of empathy", FAIL, specific, True)),
+    "causality": (("ablation lowers empathic replies", PASS, caused, 0.1), ("ablation does nothing", f"not {PASS}", caused, 0.0)),
+    "bandwidth": (("twice the steering range", PASS, wide, 2.0), ("equal bandwidths", FAIL, wide, 1.0)),
+}
+
+
+def known_answers(criterion: str, thresholds: Thresholds, *, seed: int) -> list[dict]:
+    """One row a simulated data set of a criterion: what it is, the verdict that truth demands, and the verdict given. Of `thresholds`,
+    only the criterion's own section enters."""
     rows = []
-    for number, (data, expected, make, planted) in enumerate(cases):
+    for number, (data, expected, make, planted) in enumerate(CASES[criterion]):
         row = make(planted, thresholds, np.random.default_rng([seed, number])).row()
         rows.append({"data": data, "expected": expected, "seed": seed}
                     | {key: row[key] for key in ("criterion", "verdict", "reason", "estimate", "ci_low", "ci_high")})
     return rows
+
+
+def as_expected(row: dict) -> bool:
+    """Whether a known answer is what truth demands."""
+    wanted = row["expected"]
+    return row["verdict"] != wanted[4:] if wanted.startswith("not ") else row["verdict"] == wanted
