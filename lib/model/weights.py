@@ -151,8 +151,14 @@ def load(params: Model, *, device: str | None = None) -> tuple[PreTrainedModel, 
         raise BadInput(f"{params.model_id}: cannot be loaded from the hub ({str(error).splitlines()[0]}); "
                        "check the network, the licence's acceptance and HF_TOKEN") from None
     about = {"model_id": params.model_id, "revision": params.revision or "unpinned" if params.source == "hub" else "local",
-             "weights_sha256": read_json(Path(where) / "hashes.json")["model.safetensors"] if params.source != "hub" else "see revision"}
+             "weights_sha256": weights_sha256(Path(where)) if Path(where).is_dir() else "see revision"}
     return model.eval().requires_grad_(False), tokenizer, about
+
+
+def weights_sha256(folder: Path) -> str:
+    """The hash of a folder's weights: of the only file, or of all files' hashes."""
+    files = sorted(folder.glob("*.safetensors"))
+    return sha256(files[0]) if len(files) == 1 else sha256(to_json([sha256(path) for path in files]))
 
 
 def unembedding_covariance(model) -> np.ndarray:

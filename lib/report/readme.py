@@ -3,8 +3,8 @@
 The table between the markers and `docs/result.json` come from the same metrics; a test compares the two.
 """
 
-import json
 import sys
+from typing import Annotated
 
 import pandas as pd
 import typer
@@ -36,17 +36,33 @@ def filled(readme: str, rows: list[dict]) -> str:
     return f"{before}{START}\n{table(rows)}\n{STOP}{rest.split(STOP)[1]}"
 
 
-@app.command()
-def main() -> None:
-    """Copy the verdict table of the default studies into README.md, docs/result.json and docs/verdicts.png."""
+def recorded() -> list[dict]:
+    """The headline rows of all studies that have results."""
     collected, _ = collect("", "readme")
-    rows = [{key: row[key] for key in KEPT} for one in collected for criterion in CRITERIA if (row := one.headline(criterion))]
+    return [{key: row[key] for key in KEPT} for one in collected for criterion in CRITERIA if (row := one.headline(criterion))]
+
+
+def disagreements(readme: str) -> list[str]:
+    """`study criterion` of every row in which README and the artifacts here differ."""
+    def lines(text: str) -> set[str]:
+        return set(text.split(START)[1].split(STOP)[0].strip().splitlines()[2:])
+    return [" ".join(cell.strip() for cell in line.split("|")[1:3]) for line in sorted(lines(filled(readme, recorded())) - lines(readme))]
+
+
+@app.command()
+def main(check: Annotated[bool, typer.Option("--check", help="Only say where README differs from the artifacts.")] = False) -> None:
+    """Copy the verdict table of the default studies into README.md, docs/result.json and docs/verdicts.png."""
+    rows, readme = recorded(), (ROOT / "README.md").read_text(encoding="utf-8")
     if not rows:
         raise BadInput("outputs: hold no results; run `make run` first")
+    if check:
+        if found := disagreements(readme):
+            raise BadInput(f"README.md: differs from the artifacts in {', '.join(found)}; run `python -m lib.report.readme`")
+        print("README.md says what the artifacts say.")
+        return
     write_atomic(ROOT / "docs" / "result.json", to_json(rows))
     figures.verdict_figure(pd.DataFrame(rows)).write_image(ROOT / "docs" / "verdicts.png", width=900, scale=1.5)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    write_atomic(ROOT / "README.md", filled(readme, json.loads((ROOT / "docs" / "result.json").read_text())).encode())
+    write_atomic(ROOT / "README.md", filled(readme, rows).encode())
 
 
 if __name__ == "__main__":

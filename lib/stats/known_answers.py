@@ -48,7 +48,7 @@ def probed(meaning: float, thresholds: Thresholds, rng: np.random.Generator) -> 
 
 def grouped(strength: float, rng: np.random.Generator) -> tuple[pd.DataFrame, dict, pd.DataFrame]:
     """Texts, `{resid, latents, decoder}` whose first four latents fire for the four types with `strength`, and gates that pass."""
-    X, texts = simulate.as_texts({block: np.zeros((N // 2, 3, 1)) for block in (*SEPARATION, ("empathy", "counter"))})
+    _, texts = simulate.as_texts({block: np.zeros((N // 2, 3, 1)) for block in (*SEPARATION, ("empathy", "counter"))})
     texts = texts.assign(text_id=[f"t{i}" for i in range(len(texts))], context="", response="")
     decoder = rng.standard_normal((128, D))
     decoder /= np.linalg.norm(decoder, axis=1, keepdims=True)
