@@ -11,12 +11,12 @@ from pydantic import ConfigDict, ValidationError, create_model
 
 from lib.errors import BadInput
 from lib.files import sha256, to_json
-from lib.params import ROOT, Params, one_line
+from lib.params import ROOT, Params, Value, one_line
 from lib.seals import read_sealed, sealed_or_none
 from lib.store import meta_path
 
 NOTEBOOKS = ROOT / "notebooks"
-TYPES = {"bool": bool, "int": int, "float": float, "str": str, "list": list}
+TYPES = {"bool": bool, "int": int, "float": float, "str": str, "list": list[Value]}
 
 
 @dataclass(frozen=True, kw_only=True)

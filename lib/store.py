@@ -31,7 +31,7 @@ PACKAGES = ("numpy", "scipy", "scikit-learn", "pandas", "torch", "transformers",
 
 def outputs_root() -> Path:
     """Where all studies' outputs lie."""
-    return Path(os.environ.get("EMPATHY_OUTPUTS", ROOT / "outputs"))
+    return Path(os.environ.get("EMPATHY_OUTPUTS") or ROOT / "outputs")
 
 
 @cache
@@ -52,7 +52,7 @@ def git_commit() -> str:
     def git(*words):
         return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout.strip()
     try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
+        return git("rev-parse", "HEAD") + ("+" if git("--no-optional-locks", "status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

@@ -28,10 +28,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lib.errors import BadInput
-from lib.files import sync_folder, write_atomic
+from lib.files import read_regular, sync_folder, write_atomic
 from lib.params import ROOT, check_name
 from lib.seals import stamped, unchanged
 
+MAX_BYTES = 2_000_000_000  # of a journal: a hundred thousand replies
 WORKED = "message"  # the kind of a reply that was made, hence paid
 FIELDS = {"event", "key", "usd", "price", "raw", "batch", "why", "intent", "keys", "name", "content", "time", "check"}
 
@@ -39,7 +40,7 @@ FIELDS = {"event", "key", "usd", "price", "raw", "batch", "why", "intent", "keys
 def journal_path(study: str) -> Path:
     """`paid/<study>.journal.jsonl`; a variant of a study (`--quick`) shares the study's journal."""
     name = check_name(study.partition("--")[0])
-    return Path(os.environ.get("EMPATHY_PAID", ROOT / "paid")) / f"{name}.journal.jsonl"
+    return Path(os.environ.get("EMPATHY_PAID") or ROOT / "paid") / f"{name}.journal.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,7 @@ class Journal:
             raise
 
     def _open(self) -> None:
-        content = self.path.read_bytes() if self.path.exists() else b""
+        content = read_regular(self.path, MAX_BYTES) if self.path.exists() else b""
         self.records, self.torn = fold_lines(content, self.path.name)
         if self.torn:
             aside = self.path.with_name(f"{self.path.name}.torn")
