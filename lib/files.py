@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import stat
+from contextlib import suppress
 from math import isfinite
 from pathlib import Path
 from typing import BinaryIO
@@ -72,18 +73,28 @@ def sha256(content: bytes | Path) -> str:
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file so that a reader or a kill sees either nothing of it or all of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with scratch.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         scratch.replace(path)
     except OSError as error:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):
+            scratch.unlink()
         raise BadInput(f"{path.name}: cannot be written ({error.strerror}); free space or fix permissions") from None
     sync_folder(path.parent)
+
+
+def make_folder(folder: Path) -> Path:
+    """The folder, made where it is missing. Raises BadInput where it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{folder.name}: cannot be made a folder ({error.strerror}); see whether the path and its permissions are right") from None
+    return folder
 
 
 def sync_folder(folder: Path) -> None:

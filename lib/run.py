@@ -24,11 +24,13 @@ from rich.table import Table
 
 from lib.cli import exit_code
 from lib.errors import BadInput, Failed
+from lib.files import make_folder
 from lib.kernels import Kernels
 from lib.params import ROOT, Params, load_params, parse_yaml, studies
 from lib.seals import sealed, sealed_or_none
 from lib.stages import (
     NOTEBOOKS,
+    RECORD,
     STAGES,
     check_stage_params,
     defaults,
@@ -74,7 +76,7 @@ def external_inputs(stage: str, run: str, parameters: dict, params: Params) -> d
         return stage_record(outputs_root() / run, "04_sae")["outputs"]
     if stage == "10_report":
         same = [path for path in outputs_root().glob("*/*.stage.json") if path.name != "10_report.stage.json"]
-        return {f"{path.parent.name}/{path.name}": (sealed_or_none(path) or {"outputs": sha256(path)})["outputs"] for path in sorted(same)}
+        return {f"{path.parent.name}/{path.name}": (sealed_or_none(path, holds=RECORD) or {"outputs": sha256(path)})["outputs"] for path in sorted(same)}
     return {}
 
 
@@ -135,8 +137,8 @@ def run_stage(run: str, stage: str, params: Params, parameters: dict, *, kernels
     root = outputs_root() / run
     mark = fingerprint(root, stage, params, parameters, external_inputs(stage, run, parameters, params))
     if not force and record_path(root, stage).exists():
-        record = sealed_or_none(record_path(root, stage))  # a changed one is as good as none
-        if record and record.get("fingerprint") == mark and (root / f"{stage}.ipynb").exists() and intact(root, record):
+        record = sealed_or_none(record_path(root, stage), holds=RECORD)  # a changed one is as good as none
+        if record and record["fingerprint"] == mark and (root / f"{stage}.ipynb").exists() and intact(root, record):
             return False
     start = time.monotonic()
     with Peak() as peak:
@@ -155,7 +157,7 @@ def run_all(jobs, kernels: Kernels, *, variant: str, changes: dict, dataset: Pat
     for number, (name, stage, params) in enumerate(jobs, start=1):
         run = f"{name}--{variant}" if variant else name
         root = outputs_root() / run
-        root.mkdir(parents=True, exist_ok=True)
+        make_folder(root)
         Study(run, stage).preregister()
         parameters = stage_parameters(stage, run, params, changes, dataset)
         start = time.monotonic()

@@ -21,12 +21,13 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from lib.errors import BadInput
-from lib.files import read_json, sha256, to_json, write_atomic
+from lib.files import open_regular, read_json, sha256, to_json, write_atomic
 from lib.params import ROOT, Params, load_params
 from lib.seals import read_sealed, sealed
 from lib.stats.verdicts import CONTRASTS, with_flags
 
 PACKAGES = ("numpy", "scipy", "scikit-learn", "pandas", "torch", "transformers", "transformer-lens", "sae-lens")
+SIDECAR = {"file": str, "sha256": str, "study": str, "stage": str}  # what every sidecar holds, among others
 
 
 def outputs_root() -> Path:
@@ -181,10 +182,9 @@ def read_checked(path: Path) -> tuple[bytes, dict]:
         raise BadInput(f"{shown}: missing; run the stage that makes it (`make run` makes all)")
     if not meta_path(path).exists():
         raise BadInput(f"{shown}: has no sidecar, so its origin is unknown; run the stage that makes it")
-    about = read_sealed(meta_path(path), shown=f"{shown}.meta.json", fix="run the stage that makes it again")
-    if not {"sha256", "study", "stage"} <= about.keys():
-        raise BadInput(f"{shown}.meta.json: not a sidecar; run the stage that makes it again")
-    content = path.read_bytes()
+    about = read_sealed(meta_path(path), shown=f"{shown}.meta.json", fix="run the stage that makes it again", holds=SIDECAR)
+    with open_regular(path) as file:
+        content = file.read()
     if sha256(content) != about["sha256"]:
         raise BadInput(f"{shown}: differs from its sidecar (changed or damaged); run {about['stage']} again")
     return content, about

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lib.errors import BadInput
-from lib.files import read_regular, sha256, sync_folder
+from lib.files import make_folder, read_regular, sha256, sync_folder
 from lib.params import ROOT
 from lib.seals import stamped, unchanged
 
@@ -114,13 +114,13 @@ def read_journal(path: Path) -> tuple[list[Record], bool]:
 
 def parse(name: str, content: bytes) -> tuple[list[Record], int]:
     """`(records, torn)`: the complete records and the number of bytes after the last line's end."""
-    whole, _, tail = content.rpartition(b"\n")
+    whole, end, tail = content.rpartition(b"\n")
     if tail and complete(tail):  # an editor took the last line's end away
-        whole, tail = content, b""
+        whole, end, tail = content, b"\n", b""
     elif tail and complete(tail[:-1]):  # a kill leaves a part of a line, never more than one
         raise BadInput(f"{name}: last line: more follows its record; restore the line's end")
     records, seen = [], set()
-    for number, line in enumerate(whole.replace(b"\r\n", b"\n").removesuffix(b"\r").split(b"\n") if whole else [], start=1):
+    for number, line in enumerate(whole.replace(b"\r\n", b"\n").removesuffix(b"\r").split(b"\n") if end else [], start=1):
         try:
             record = Record.model_validate_json(line)
             if not unchanged(line):
@@ -210,7 +210,7 @@ class Journal:
     def __init__(self, folder: Path, annotator: str):
         self.annotator = check_annotator(annotator)
         self.path = (folder / f"{annotator}.jsonl").resolve()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         if self.path in Journal._held:
             Journal._held[self.path].close()
         self._file = None
