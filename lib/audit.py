@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lib.errors import BadInput
+from lib.files import read_regular
 from lib.params import PARAMS, load_params, read_yaml
 from lib.report import probe_figures
 from lib.store import outputs_root, write_atomic
@@ -35,11 +36,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def read_lines(path: Path) -> pd.DataFrame:
     """A JSON Lines file as a table; the first fault is named with its line."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise BadInput(f"{path.name}: larger than {MAX_BYTES // 1_000_000} MB; audit a sample of it")
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path.name}: cannot be read ({getattr(error, 'strerror', None) or error}); give a JSON Lines file") from None
+        lines = read_regular(path, MAX_BYTES, fix="audit a sample of it").decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path.name}: cannot be read ({error}); give a JSON Lines file") from None
     records = []
     for number, line in enumerate(lines, start=1):
         try:

@@ -12,9 +12,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lib.errors import BadInput
+from lib.files import check_plain, read_regular
 
 ROOT = Path(__file__).resolve().parent.parent
 PARAMS = ROOT / "params"
+MAX_YAML = 100_000  # bytes; a params file is a page of text
+Value = bool | int | float | str
 
 
 class Strict(BaseModel):
@@ -137,7 +140,7 @@ class Params(Strict):
     twin: str | None = None
     skip: tuple[str, ...] = ()
     model: Model
-    stages: dict[str, dict[str, bool | int | float | str | list]] = {}
+    stages: dict[str, dict[str, Value | list[Value]]] = {}
     thresholds: Thresholds
 
     @property
@@ -146,19 +149,53 @@ class Params(Strict):
         return round(self.thresholds.layer_depth * self.model.n_layers)
 
 
+class PlainLoader(yaml.SafeLoader):
+    """YAML as far as params need it: no anchors and aliases (a page of them unfolds to gigabytes), no tags, no key twice."""
+
+    def compose_node(self, parent, index):
+        event = self.peek_event()
+        if getattr(event, "anchor", None) or getattr(event, "tag", None):
+            raise ValueError("anchors (&), aliases (*) and tags (!) are not allowed; write the value out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        content = super().construct_mapping(node, deep=deep)
+        if isinstance(node, yaml.MappingNode) and len(content) != len(node.value):
+            raise ValueError("a key stands twice")
+        return content
+
+
+def parse_yaml(text: str):
+    """The value of a YAML text. Raises ValueError, in one line, for whatever is no plain value of bounded size."""
+    try:
+        content = PlainLoader(text).get_single_data()
+        check_plain(content)
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        raise ValueError((str(error).splitlines() or [type(error).__name__])[0]) from None
+    return content
+
+
 def read_yaml(path: Path) -> dict:
     """The mapping in a small YAML file."""
+    if not path.exists():
+        raise BadInput(f"{path.name}: no such file; studies here: {', '.join(studies())}")
     try:
-        if path.stat().st_size > 100_000:
-            raise BadInput(f"{path.name}: larger than 100 kB; a params file is a page of text")
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInput(f"{path.name}: no such file; studies here: {', '.join(studies())}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
-        raise BadInput(f"{path.name}: cannot be read as YAML: {str(error).splitlines()[0]}") from None
+        content = parse_yaml(read_regular(path, MAX_YAML, fix="a params file is a page of text").decode("utf-8-sig"))
+    except ValueError as error:
+        raise error if isinstance(error, BadInput) else BadInput(f"{path.name}: cannot be read as YAML: {error}") from None
     if not isinstance(content, dict):
         raise BadInput(f"{path.name}: must be a mapping of keys to values")
     return content
+
+
+def check_dataset(name: str, dataset) -> None:
+    """A params file names texts within the project; other folders are given on the command line."""
+    try:
+        inside = (ROOT / dataset).resolve().is_relative_to(ROOT.resolve()) and not Path(dataset).is_absolute() and ".." not in Path(dataset).parts
+    except (OSError, RuntimeError, ValueError):  # a loop of links, a name that cannot be one
+        inside = False
+    if not inside:
+        raise BadInput(f"{name}: dataset: {dataset!r} leaves the project; copy the texts into it, or give them with --dataset")
 
 
 def one_line(name: str, error: ValidationError) -> BadInput:
@@ -193,8 +230,9 @@ def load_params(study: str, *, quick: bool = False) -> Params:
     if quick:
         content["twin"] = None  # the random-weight baseline costs a second extraction
         stages = content.setdefault("stages", {})
-        for stage, values in read_yaml(PARAMS / "quick.yaml").items():
-            stages[stage] = {**stages.get(stage, {}), **values}
+        for stage, values in (read_yaml(PARAMS / "quick.yaml") if isinstance(stages, dict) else {}).items():
+            if isinstance(stages.get(stage, {}), dict):  # what is no mapping is refused below
+                stages[stage] = {**stages.get(stage, {}), **values}
     try:
         params = Params(**content, thresholds=thresholds)
     except ValidationError as error:
@@ -203,6 +241,8 @@ def load_params(study: str, *, quick: bool = False) -> Params:
         raise BadInput(f"{name}: {error}") from None
     if params.study != study:
         raise BadInput(f"{name}: study: is {params.study!r}, must equal the file's name {study!r}")
+    for dataset in (params.dataset, params.stages.get("01_generate", {}).get("dataset", "bundled")):
+        check_dataset(name, str(dataset))
     model = params.model
     missing = {"wheel": not model.wheels, "hub": False, "random": model.random_seed is None}[model.source]
     if missing:

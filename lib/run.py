@@ -5,6 +5,7 @@ its fingerprint (parameters, thresholds, inputs, code) differs from that of its 
 """
 
 import ast
+import builtins
 import os
 import re
 import shutil
@@ -15,20 +16,22 @@ from typing import Annotated
 
 import papermill
 import typer
-import yaml
 from filelock import FileLock, Timeout
 from jupyter_core.utils import run_sync
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from rich.console import Console
 from rich.table import Table
 
 from lib.cli import exit_code
-from lib.errors import BadInput
+from lib.errors import BadInput, Failed
+from lib.files import make_folder
 from lib.kernels import Kernels
-from lib.params import ROOT, Params, load_params, studies
+from lib.params import ROOT, Params, load_params, parse_yaml, studies
 from lib.seals import sealed, sealed_or_none
 from lib.sources import NOTEBOOKS
 from lib.stages import (
+    RECORD,
     STAGES,
     check_stage_params,
     defaults,
@@ -74,7 +77,7 @@ def external_inputs(stage: str, run: str, parameters: dict, params: Params) -> d
         return stage_record(outputs_root() / run, "04_sae")["outputs"]
     if stage == "10_report":
         same = [path for path in outputs_root().glob("*/*.stage.json") if path.name != "10_report.stage.json"]
-        return {f"{path.parent.name}/{path.name}": (sealed_or_none(path) or {"outputs": sha256(path)})["outputs"] for path in sorted(same)}
+        return {f"{path.parent.name}/{path.name}": (sealed_or_none(path, holds=RECORD) or {"outputs": sha256(path)})["outputs"] for path in sorted(same)}
     return {}
 
 
@@ -105,9 +108,13 @@ def execute(stage: str, root: Path, parameters: dict, kernel) -> None:
     try:
         papermill.execute_notebook(NOTEBOOKS / f"{stage}.ipynb", scratch, parameters, kernel_name="python3", km=kernel, cwd=ROOT, start_timeout=600,
                                    progress_bar={"desc": stage, "unit": "cell", "leave": False}, request_save_on_cell_execute=False)
-    except BaseException:
+    except BaseException as error:
         if scratch.exists():
             scratch.replace(failed)
+        if isinstance(error, PapermillExecutionError):
+            raise told(error) from error
+        if isinstance(error, DeadKernelError):
+            raise Failed(f"{stage}: its kernel died, most often for lack of memory; run the same command to go on") from error
         raise
     finally:
         run_sync(kernel.shutdown_kernel)(now=True)
@@ -116,13 +123,23 @@ def execute(stage: str, root: Path, parameters: dict, kernel) -> None:
     failed.unlink(missing_ok=True)
 
 
+def told(error: PapermillExecutionError) -> Exception:
+    """A cell's exception as one that the command line ends with: what it said last, and the code its kind has there."""
+    kind, last = getattr(builtins, error.ename, Exception), (error.evalue.strip().splitlines() or ["no message"])[-1]
+    if error.ename == "BadInput":
+        return BadInput(last)
+    if error.ename == "KeyboardInterrupt":
+        return KeyboardInterrupt()
+    return (BadInput if isinstance(kind, type) and issubclass(kind, OSError) else Failed)(f"{error.ename}: {last}")
+
+
 def run_stage(run: str, stage: str, params: Params, parameters: dict, *, kernels: Kernels, following: list[str], force: bool) -> bool:
     """Run a stage if anything it depends on has changed, with the `following` ones' kernels made ready; returns whether it ran."""
     root = outputs_root() / run
     mark = fingerprint(root, stage, params, parameters, external_inputs(stage, run, parameters, params))
     if not force and record_path(root, stage).exists():
-        record = sealed_or_none(record_path(root, stage))  # a changed one is as good as none
-        if record and record.get("fingerprint") == mark and (root / f"{stage}.ipynb").exists() and intact(root, record):
+        record = sealed_or_none(record_path(root, stage), holds=RECORD)  # a changed one is as good as none
+        if record and record["fingerprint"] == mark and (root / f"{stage}.ipynb").exists() and intact(root, record):
             return False
     if force:
         shutil.rmtree(root / KEPT / stage, ignore_errors=True)
@@ -143,7 +160,7 @@ def run_all(jobs, kernels: Kernels, *, variant: str, changes: dict, dataset: Pat
     for number, (name, stage, params) in enumerate(jobs, start=1):
         run = f"{name}--{variant}" if variant else name
         root = outputs_root() / run
-        root.mkdir(parents=True, exist_ok=True)
+        make_folder(root)
         Study(run, stage).preregister()
         parameters = stage_parameters(stage, run, params, changes, dataset)
         start = time.monotonic()
@@ -186,9 +203,9 @@ def parse_changes(settings: list[str]) -> dict:
         if not match or match[1] not in STAGES:
             raise BadInput(f"--set {setting}: write STAGE.NAME=VALUE, for example 05_probe.n_permutations=500")
         try:
-            changes.setdefault(match[1], {})[match[2]] = yaml.safe_load(match[3])
-        except yaml.YAMLError:
-            raise BadInput(f"--set {setting}: the value cannot be read") from None
+            changes.setdefault(match[1], {})[match[2]] = parse_yaml(match[3])
+        except ValueError as error:
+            raise BadInput(f"--set {setting}: the value cannot be read: {error}") from None
     return changes
 
 
@@ -239,16 +256,10 @@ def dataset_slug(dataset: Path | None) -> str:
 
 def cli() -> int:
     """Exit codes: 0 done, 1 a stage failed, 2 bad input, 130 interrupted. One line on stderr says what."""
-    try:
-        if sys.argv[1:2] == ["audit"]:
-            from lib import audit  # a command of its own, which a run does not need
-            return exit_code(audit.app, "lib.run audit", sys.argv[2:])
-        return exit_code(app, "lib.run")
-    except PapermillExecutionError as error:
-        bad = error.ename == "BadInput"
-        last = (error.evalue.strip().splitlines() or ["no message"])[-1]
-        print(f"error: {last}" if bad else f"error: {error.ename}: {last}", file=sys.stderr)
-        return 2 if bad else 1
+    if sys.argv[1:2] == ["audit"]:
+        from lib import audit  # a command of its own, which a run does not need
+        return exit_code(audit.app, "lib.run audit", sys.argv[2:])
+    return exit_code(app, "lib.run")
 
 
 if __name__ == "__main__":

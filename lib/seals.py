@@ -19,21 +19,27 @@ def sealed(record: dict) -> bytes:
     return to_json({**plain, "seal": sha256(to_json(plain))})
 
 
-def read_sealed(path: Path, *, shown: str = "", fix: str = "make it again") -> dict:
-    """A sealed record, without its seal. Raises BadInput that names the file where it has none or differs from it."""
+def read_sealed(path: Path, *, shown: str = "", fix: str = "make it again", holds: dict[str, type] | None = None) -> dict:
+    """A sealed record, without its seal; `holds` names fields it must have, with their types.
+
+    Raises BadInput that names the file where it has no seal, differs from it, or lacks a field.
+    """
     shown, record = shown or path.name, read_json(path)
     if not isinstance(record, dict) or "seal" not in record:
         raise BadInput(f"{shown}: has no seal, so a change of it could not be seen; {fix}")
     seal = record.pop("seal")
     if seal != sha256(to_json(record)) or path.read_bytes() != sealed(record):
         raise BadInput(f"{shown}: differs from its seal (changed or damaged); {fix}")
+    for name, kind in (holds or {}).items():
+        if not isinstance(record.get(name), kind):
+            raise BadInput(f"{shown}: has no {name}, so it is something else; {fix}")
     return record
 
 
-def sealed_or_none(path: Path) -> dict | None:
-    """A sealed record; None where there is none that can be trusted."""
+def sealed_or_none(path: Path, *, holds: dict[str, type] | None = None) -> dict | None:
+    """A sealed record; None where there is none that can be trusted, or it lacks one of the fields it `holds`."""
     try:
-        return read_sealed(path)
+        return read_sealed(path, holds=holds)
     except BadInput:
         return None
 

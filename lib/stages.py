@@ -10,13 +10,14 @@ from pydantic import ConfigDict, ValidationError, create_model
 
 from lib.errors import BadInput
 from lib.files import sha256, to_json
-from lib.params import Params, Thresholds, one_line
+from lib.params import Params, Thresholds, Value, one_line
 from lib.seals import read_sealed, sealed_or_none
 from lib.sources import NOTEBOOKS, code_hashes
-from lib.store import meta_path
+from lib.store import SIDECAR, meta_path
 
+RECORD = {"fingerprint": str, "outputs": dict}  # what every stage's record holds, beside what it cost
 VERDICTS = "/metrics.json"  # a stage's verdicts: read by the report alone, so another verdict makes no other stage stale
-TYPES = {"bool": bool, "int": int, "float": float, "str": str, "list": list}
+TYPES = {"bool": bool, "int": int, "float": float, "str": str, "list": list[Value]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,17 +102,14 @@ def stage_record(root: Path, stage: str) -> dict:
     path = record_path(root, stage)
     if not path.exists():
         raise BadInput(f"{root.name}: {stage} has not run; run it first (`python -m lib.run {stage} --study {root.name}`)")
-    record = read_sealed(path, shown=f"{root.name}/{path.name}", fix=f"run {stage} again")
-    if not {"fingerprint", "outputs"} <= record.keys():
-        raise BadInput(f"{root.name}/{path.name}: not a stage record; run {stage} again")
-    return record
+    return read_sealed(path, shown=f"{root.name}/{path.name}", fix=f"run {stage} again", holds=RECORD)
 
 
 def outputs_of(root: Path, stage: str) -> dict[str, str]:
     """`{file: sha256}` of all artifacts of a stage, read from their sidecars; one that was changed vouches for nothing."""
     found = {}
     for meta in sorted(root.glob("*/**/*.meta.json")):
-        about = sealed_or_none(meta) or {}
+        about = sealed_or_none(meta, holds=SIDECAR) or {}
         if about.get("stage") == stage:
             found[about["file"]] = about["sha256"]
     return found
@@ -120,5 +118,8 @@ def outputs_of(root: Path, stage: str) -> dict[str, str]:
 def intact(root: Path, record: dict) -> bool:
     """Whether every output of a stage, and its sidecar, is on disk as it was recorded."""
     def good(path: Path, digest: str) -> bool:
-        return path.exists() and sha256(path) == digest and (sealed_or_none(meta_path(path)) or {}).get("sha256") == digest
+        try:
+            return path.exists() and sha256(path) == digest and (sealed_or_none(meta_path(path), holds=SIDECAR) or {}).get("sha256") == digest
+        except (OSError, ValueError):  # what is no file or cannot be read is not as it was
+            return False
     return all(good(root / name, digest) for name, digest in record["outputs"].items())

@@ -22,7 +22,7 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from lib.errors import BadInput
-from lib.files import read_json, sha256, to_json, write_atomic
+from lib.files import open_regular, read_json, sha256, to_json, write_atomic
 from lib.kept import packed, unpacked
 from lib.params import ROOT, Params, load_params
 from lib.seals import read_sealed, sealed
@@ -32,11 +32,12 @@ from lib.stats.verdicts import CONTRASTS, with_flags
 KEPT = ".kept"  # folder of measured values, beside a study's artifacts
 REUSE = "EMPATHY_REUSE"  # set in the kernels that the runner starts: there, and only there, kept values may be used again
 PACKAGES = ("numpy", "scipy", "scikit-learn", "pandas", "torch", "transformers", "transformer-lens", "sae-lens")
+SIDECAR = {"file": str, "sha256": str, "study": str, "stage": str}  # what every sidecar holds, among others
 
 
 def outputs_root() -> Path:
     """Where all studies' outputs lie."""
-    return Path(os.environ.get("EMPATHY_OUTPUTS", ROOT / "outputs"))
+    return Path(os.environ.get("EMPATHY_OUTPUTS") or ROOT / "outputs")
 
 
 @cache
@@ -57,7 +58,7 @@ def git_commit() -> str:
     def git(*words):
         return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout.strip()
     try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
+        return git("rev-parse", "HEAD") + ("+" if git("--no-optional-locks", "status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -209,10 +210,9 @@ def read_checked(path: Path) -> tuple[bytes, dict]:
         raise BadInput(f"{shown}: missing; run the stage that makes it (`make run` makes all)")
     if not meta_path(path).exists():
         raise BadInput(f"{shown}: has no sidecar, so its origin is unknown; run the stage that makes it")
-    about = read_sealed(meta_path(path), shown=f"{shown}.meta.json", fix="run the stage that makes it again")
-    if not {"sha256", "study", "stage"} <= about.keys():
-        raise BadInput(f"{shown}.meta.json: not a sidecar; run the stage that makes it again")
-    content = path.read_bytes()
+    about = read_sealed(meta_path(path), shown=f"{shown}.meta.json", fix="run the stage that makes it again", holds=SIDECAR)
+    with open_regular(path) as file:
+        content = file.read()
     if sha256(content) != about["sha256"]:
         raise BadInput(f"{shown}: differs from its sidecar (changed or damaged); run {about['stage']} again")
     return content, about

@@ -40,7 +40,9 @@ class Peak:
 def costs(root: Path, ran: set[str]) -> list[dict]:
     """`{stage, seconds, peak_mb, ran}` of every stage that a run's folder has a record of."""
     records = {path.name.removesuffix(".stage.json"): sealed_or_none(path) or {} for path in sorted(root.glob("*.stage.json"))}
-    return [{"stage": stage, "seconds": record.get("seconds"), "peak_mb": record.get("peak_mb"), "ran": stage in ran}
+    def cost(record: dict, name: str) -> float | None:
+        return record.get(name) if type(record.get(name)) in (int, float) else None
+    return [{"stage": stage, "seconds": cost(record, "seconds"), "peak_mb": cost(record, "peak_mb"), "ran": stage in ran}
             for stage, record in records.items()]
 
 

@@ -80,7 +80,7 @@ def test_layers_stand_beside_the_words(outputs, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("content", "options", "said"), [
-    (None, PAIR, "cannot be read"), ("", PAIR, "no records"), ("[1]", PAIR, "line 1: not an object"), ("{", PAIR, "line 1: not JSON"),
+    (None, PAIR, "no such file"), ("", PAIR, "no records"), ("[1]", PAIR, "line 1: not an object"), ("{", PAIR, "line 1: not JSON"),
     ('{"cognitive": "a"}', PAIR, "no column 'affective'"), ('{"cognitive": "a", "affective": " "}', PAIR, "record 1: affective is no text"),
     ('{"cognitive": "a", "affective": "b", "g": null}', {**PAIR, "group": "g"}, "record 1: g is missing"),
     ('{"cognitive": "a", "affective": "b"}', PAIR, "too few"), ('{"t": "a", "y": 1}', {"text": "t", "label": "y"}, "1 different values"),

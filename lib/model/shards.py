@@ -14,7 +14,7 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from lib.errors import BadInput
-from lib.files import read_json, sha256, to_json, write_atomic
+from lib.files import make_folder, read_json, sha256, to_json, write_atomic
 from lib.model.weights import cache_dir
 from lib.seals import read_sealed, sealed
 
@@ -80,7 +80,7 @@ class Shards:
 def open_shards(identity: dict, *, kind: str, folder: Path | None = None) -> Shards:
     """The shards of an identity so far (none yet is fine); a manifest of another identity is refused."""
     folder = folder or cache_dir() / f"{kind}-{sha256(to_json(identity))[:12]}"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     path = folder / "manifest.json"
     if not path.exists():
         return Shards(folder=folder, identity=identity, rows=[])

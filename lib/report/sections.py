@@ -10,7 +10,7 @@ from lib.report.methods import METHODS, answers_for
 from lib.seals import sealed_or_none
 from lib.stats.majority import majority
 from lib.stats.verdicts import CRITERIA, Result
-from lib.store import meta_path
+from lib.store import SIDECAR, meta_path
 
 QUESTIONS = {
     "separation": "Are the Cognitive and the Affective direction separate?",
@@ -74,7 +74,7 @@ def part(one: Collected, criterion: str, title: str, content, alt: str, *files: 
     said = "" if row is None else (f"{row['verdict']}: {row['reason']}. Estimate {estimate(row)}; literal {row['literal_verdict']}"
                                    f"; null: {row['null'] or 'see figure'}. {row['power']}".strip())
     sources = [{"artifact": f"{one.run}/{file}", "cell": cell_link(one.study.root, about["stage"], file)}
-               for file in files if (about := sealed_or_none(meta_path(one.study.path(file))))]
+               for file in files if (about := sealed_or_none(meta_path(one.study.path(file)), holds=SIDECAR))]
     return {"title": title, "text": text or said, "content": content, "alt": alt, "criterion": criterion, "sources": sources,
             "method": METHODS.get(criterion, ""), "slug": re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:60]}
 

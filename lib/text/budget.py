@@ -125,10 +125,12 @@ class Ledger:
 
 
 def cost_or(price: Price, usage: dict | None, worst: float) -> float:
+    """The cost by a reply's usage; the worst case where that is not to be made out."""
     try:
-        return price.cost(usage)
-    except (KeyError, TypeError, AttributeError):
+        cost = price.cost(usage)
+    except (KeyError, TypeError, AttributeError, OverflowError):
         return worst
+    return cost if isfinite(cost) and cost >= 0 else worst
 
 
 def sent(key: str, usd: float, price: Price) -> dict:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pandas as pd
-from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from lib.errors import BadInput
+from lib.files import check_plain, read_regular
 from lib.params import ROOT, one_line
 from lib.text.clusters import scenario_clusters
 
@@ -29,14 +30,7 @@ CONTEXTS = ("crisis_support", "emotional_disclosure", "frustration", "casual_con
 MAX_BYTES = 50_000_000
 
 
-def no_surrogates(text: str) -> str:
-    text.encode("utf-8")  # a lone surrogate cannot be tokenised or saved
-    if "\x00" in text:
-        raise ValueError("holds a NUL character")
-    return text
-
-
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=50_000), AfterValidator(no_surrogates)]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=50_000)]
 Id = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Context = Literal["crisis_support", "emotional_disclosure", "frustration", "casual_conversation", "technical_assistance", ""]
 
@@ -52,7 +46,7 @@ with warnings.catch_warnings():
         id: Id
         scenario: Text
         context: Context = ""
-        domain: str = ""
+        domain: Annotated[str, StringConstraints(max_length=200)] = ""
         register: Literal["plain", "counter"] = "plain"
         edited_against_score: bool = True
 
@@ -94,10 +88,8 @@ def condition_of(record: dict) -> str | None:
 def read_file(path: Path) -> list[tuple[str, Item]]:
     """`(condition, item)` of every record in one file; the first fault is one line naming file, record and field."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise BadInput(f"{path.name}: larger than {MAX_BYTES // 1_000_000} MB; split it")
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        content = json.loads(read_regular(path, MAX_BYTES).decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         if isinstance(error, BadInput):
             raise
         raise BadInput(f"{path.name}: not readable as JSON ({str(error).splitlines()[0]})") from None
@@ -113,7 +105,12 @@ def parse(name: str, number: int, record, register: str) -> tuple[str, Item]:
     """One raw record as `(condition, item)`."""
     if not isinstance(record, dict):
         raise BadInput(f"{name}: record {number}: must be an object with id, scenario and responses")
-    where = f"{name}: record {record.get('id', number)!r}"
+    id_ = record.get("id")
+    where = f"{name}: record {id_ if isinstance(id_, str) else number!r}"
+    try:
+        check_plain(record)
+    except ValueError as error:
+        raise BadInput(f"{where}: {error}") from None
     condition = condition_of(record)
     if condition is None:
         raise BadInput(f"{where}: holds no responses; give cognitive, affective and instrumental")
@@ -121,8 +118,6 @@ def parse(name: str, number: int, record, register: str) -> tuple[str, Item]:
         return condition, SCHEMAS[condition].model_validate({"register": register} | record)
     except ValidationError as error:
         raise one_line(where, error) from None
-    except UnicodeEncodeError:
-        raise BadInput(f"{where}: holds a lone surrogate character; save the file as UTF-8") from None
 
 
 def read_folder(folder: Path) -> list[tuple[str, Item]]:

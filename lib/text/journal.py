@@ -28,18 +28,21 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lib.errors import BadInput
-from lib.files import sync_folder, write_atomic
+from lib.files import make_folder, read_regular, sync_folder, write_atomic
 from lib.params import ROOT, check_name
 from lib.seals import stamped, unchanged
 
+MAX_BYTES = 2_000_000_000  # of a journal: a hundred thousand replies
 WORKED = "message"  # the kind of a reply that was made, hence paid
 FIELDS = {"event", "key", "usd", "price", "raw", "batch", "why", "intent", "keys", "name", "content", "time", "check"}
+EVENTS = {"sent": ("key", "usd", "price"), "reply": ("raw",), "unpaid": ("key",), "unknown": ("key",), "batch_sent": ("intent", "keys", "price"),
+          "batch": ("intent", "batch"), "batch_unpaid": ("intent",), "frozen": ("name", "content")}
 
 
 def journal_path(study: str) -> Path:
     """`paid/<study>.journal.jsonl`; a variant of a study (`--quick`) shares the study's journal."""
     name = check_name(study.partition("--")[0])
-    return Path(os.environ.get("EMPATHY_PAID", ROOT / "paid")) / f"{name}.journal.jsonl"
+    return Path(os.environ.get("EMPATHY_PAID") or ROOT / "paid") / f"{name}.journal.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,7 @@ def read_reply(record: dict) -> Reply:
             return read_message(key, result["message"])
         error = (result.get("error") or {}).get("error") or {}
         return Reply(key=key, kind=result["type"], why=f"{error.get('type', '')} {error.get('message', '')}".strip())
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return Reply(key=key, kind="unreadable")
 
 
@@ -85,7 +88,7 @@ class Journal:
 
     def __init__(self, path: Path, *, secret: str = ""):
         self.path, self.secret = path, secret
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         self._lock = FileLock(path.with_name(f".{path.name}.lock"))
         try:
             self._lock.acquire(timeout=0)
@@ -98,7 +101,7 @@ class Journal:
             raise
 
     def _open(self) -> None:
-        content = self.path.read_bytes() if self.path.exists() else b""
+        content = read_regular(self.path, MAX_BYTES) if self.path.exists() else b""
         self.records, self.torn = fold_lines(content, self.path.name)
         if self.torn:
             aside = self.path.with_name(f"{self.path.name}.torn")
@@ -161,5 +164,17 @@ def fold_lines(content: bytes, name: str = "journal") -> tuple[list[dict], bytes
             continue
         if "event" not in record or not record.keys() <= FIELDS:
             raise BadInput(f"{name}: line {number}: differs from its check (changed or damaged); restore it: paid replies are in this file")
+        if not is_event(record):
+            raise BadInput(f"{name}: line {number}: is no event of this journal; restore it: paid replies are in this file")
         records.append(record)
     return records, torn
+
+
+def is_event(record: dict) -> bool:
+    """Whether a record has the fields of its event, each of its kind; money must be a number that can be added up."""
+    def usd(value) -> bool:
+        return type(value) in (int, float) and 0 <= value < 1e9
+    kinds = {"usd": usd, "price": lambda value: isinstance(value, dict) and value.keys() == {"input", "output"} and all(map(usd, value.values())),
+             "keys": lambda value: isinstance(value, dict) and all(map(usd, value.values())), "content": lambda value: True}
+    here = [name for name in ("event", "key", "batch", "time") if name in record]
+    return all(name in record and kinds.get(name, lambda value: isinstance(value, str))(record[name]) for name in (*here, *EVENTS.get(str(record["event"]), ())))

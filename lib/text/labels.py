@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lib.errors import BadInput
-from lib.files import sha256, sync_folder
+from lib.files import make_folder, read_regular, sha256, sync_folder
 from lib.params import ROOT
 from lib.seals import stamped, unchanged
 
@@ -35,6 +35,7 @@ RATINGS = ROOT / "lib" / "data" / "ratings"  # journals of language models for t
 REASONS = ("wrong type", "unnatural", "unsafe", "too similar", "leaks by words", "other")
 TYPES = ("cognitive", "affective", "instrumental")
 DECISIONS = ("accept", "reject")
+MAX_BYTES = 200_000_000  # of a journal: a hundred thousand decisions with long comments
 REPEAT = "#2"  # behind the item's name where a card is shown a second time
 
 
@@ -107,19 +108,19 @@ def check_annotator(name: str) -> str:
 
 def read_journal(path: Path) -> tuple[list[Record], bool]:
     """`(records, torn)`: all complete records; `torn` says that a half-written last line was left out."""
-    records, torn = parse(path.name, path.read_bytes())
+    records, torn = parse(path.name, read_regular(path, MAX_BYTES))
     return records, bool(torn)
 
 
 def parse(name: str, content: bytes) -> tuple[list[Record], int]:
     """`(records, torn)`: the complete records and the number of bytes after the last line's end."""
-    whole, _, tail = content.rpartition(b"\n")
+    whole, end, tail = content.rpartition(b"\n")
     if tail and complete(tail):  # an editor took the last line's end away
-        whole, tail = content, b""
+        whole, end, tail = content, b"\n", b""
     elif tail and complete(tail[:-1]):  # a kill leaves a part of a line, never more than one
         raise BadInput(f"{name}: last line: more follows its record; restore the line's end")
     records, seen = [], set()
-    for number, line in enumerate(whole.replace(b"\r\n", b"\n").removesuffix(b"\r").split(b"\n") if whole else [], start=1):
+    for number, line in enumerate(whole.replace(b"\r\n", b"\n").removesuffix(b"\r").split(b"\n") if end else [], start=1):
         try:
             record = Record.model_validate_json(line)
             if not unchanged(line):
@@ -209,7 +210,7 @@ class Journal:
     def __init__(self, folder: Path, annotator: str):
         self.annotator = check_annotator(annotator)
         self.path = (folder / f"{annotator}.jsonl").resolve()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         if self.path in Journal._held:
             Journal._held[self.path].close()
         self._file = None
@@ -217,7 +218,7 @@ class Journal:
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            self.records, self.torn = parse(self.path.name, self.path.read_bytes() if self.path.exists() else b"")
+            self.records, self.torn = parse(self.path.name, read_regular(self.path, MAX_BYTES) if self.path.exists() else b"")
             return
         try:
             self._open()
@@ -227,7 +228,7 @@ class Journal:
         Journal._held[self.path] = self
 
     def _open(self) -> None:
-        content = self.path.read_bytes() if self.path.exists() else b""
+        content = read_regular(self.path, MAX_BYTES) if self.path.exists() else b""
         self.records, self.torn = parse(self.path.name, content)
         self._file = self.path.open("ab")
         if self.torn:  # never acknowledged, so nothing is lost; a later record must not be glued to it

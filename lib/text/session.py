@@ -13,8 +13,8 @@ from statistics import median
 import pandas as pd
 
 from lib.errors import BadInput
+from lib.files import check_plain
 from lib.text import agreement, cards, selection
-from lib.text.dataset import no_surrogates
 from lib.text.labels import DECISIONS, REASONS, REPEAT, Card, Journal, Record, fold, read_all
 
 FILTERS = ("all", "unlabelled", "accepted", "rejected", "flagged", "stale", "disagreements")
@@ -293,7 +293,7 @@ def checked(text, *, empty: bool = False) -> str:
     """A text of the person: whole Unicode, not too long, not blank where it must say something."""
     text = str(text or "").strip()
     try:
-        no_surrogates(text)
+        check_plain(text)
     except ValueError:
         raise BadInput("text: holds a NUL or half a character; nothing was saved") from None
     if (not text and not empty) or len(text) > MAX_TEXT:

@@ -1,4 +1,6 @@
-"""The table of what was tried: `FAULTS=long` runs write rows into results.json, `python -m tests.faults.table` writes README.md.
+"""The table of what was tried: long runs write rows into results.json, `python -m tests.faults.table` writes README.md.
+
+A run is long with `FAULTS=long`, or with `FAULT_TRIES=20000`, which also says how many inputs each group of made-up ones has.
 
 A row is written by the test that made the tries, from its own counts, and only by a long run; the short run that is part of
 `make test` asserts the same and writes nothing.
@@ -12,7 +14,8 @@ from pathlib import Path
 from lib.files import to_json, write_atomic
 
 FOLDER = Path(__file__).parent
-LONG = os.environ.get("FAULTS") == "long"
+TRIES = int(os.environ.get("FAULT_TRIES") or 0)
+LONG = os.environ.get("FAULTS") == "long" or TRIES > 0
 
 HEAD = """# What was broken on purpose
 
