@@ -126,6 +126,14 @@ class Model(Strict):
     def layers(self) -> range:
         return range(self.n_layers)
 
+    @property
+    def local_files(self) -> dict[str, list[int]]:
+        """`{file: [bytes, time]}` of the weights where `model_id` is a folder here, whose content may change behind its name."""
+        folder = ROOT / self.model_id
+        if self.source != "hub" or not folder.is_dir():
+            return {}
+        return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(folder.glob("*.safetensors"))}
+
 
 class Params(Strict):
     """One study: `params/<study>.yaml` over the notebooks' defaults and `params/preregistration.yaml`.

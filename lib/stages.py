@@ -84,7 +84,7 @@ def fingerprint(root: Path, stage: str, params: Params, parameters: dict, inputs
     spec = STAGES[stage]
     thresholds = params.thresholds.model_dump()
     parts = {
-        "parameters": parameters, "inputs": inputs, "layer": params.layer, "source": params.source,
+        "parameters": parameters, "inputs": inputs, "layer": params.layer, "source": params.source, "weights": params.model.local_files if spec.model else {},
         "model": params.model.model_dump() if spec.model else params.model.model_id,
         "thresholds": {section: thresholds[section] for section in spec.thresholds},
         "upstream": {name: {file: digest for file, digest in stage_record(root, name)["outputs"].items() if not file.endswith(VERDICTS)} for name in spec.reads},

@@ -109,21 +109,22 @@ class Study:
 
         It is kept under a hash of all that may have entered it: parameters, model, layer, what was read so far, versions, the stage's
         code, and `also`, which must hold every threshold that `measure` uses. A notebook run by hand, whose cells may have been
-        edited, always measures. Raises TypeError for a value that cannot be written exactly (`lib.kept`).
+        edited, always measures and keeps nothing. Raises TypeError for a value that cannot be written exactly (`lib.kept`).
         """
+        if not os.environ.get(REUSE):
+            return measure()
         params = self.params.model_dump(exclude={"thresholds"})
-        key = sha256(to_json({"name": name, "also": also, "params": params, "layer": self.params.layer, "parameters": self.parameters,
-                              "inputs": self.inputs, "versions": versions(), "code": code_hashes(self.stage)})).encode()
+        key = sha256(to_json({"name": name, "also": also, "params": params, "weights": self.params.model.local_files, "layer": self.params.layer,
+                              "parameters": self.parameters, "inputs": self.inputs, "versions": versions(), "code": code_hashes(self.stage)})).encode()
         path = self.root / KEPT / self.stage / name
-        if os.environ.get(REUSE) and path.exists():
-            content = path.read_bytes()
-            if content[:64] == key and content[64:128] == sha256(content[128:]).encode():
-                self.reused.append(name)
-                print(f"{name}: as measured before; nothing that enters it has changed")
-                return unpacked(content[128:])
-        content = packed(measure())
-        write_atomic(path, key + sha256(content).encode() + content)
-        return unpacked(content)
+        content = path.read_bytes() if path.exists() else b""
+        if content[:64] == key and content[64:128] == sha256(content[128:]).encode():
+            self.reused.append(name)
+            print(f"{name}: as measured before; nothing that enters it has changed")
+        else:
+            value = packed(measure())
+            write_atomic(path, content := key + sha256(value).encode() + value)
+        return unpacked(content[128:])
 
     def save(self, name: str, content: bytes, **about) -> Path:
         """Write `content` under the study and its sidecar; returns the path."""

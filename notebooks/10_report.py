@@ -52,7 +52,7 @@ for run, reason in unreadable.items():
 pictures = Pictures().__enter__()
 notebooks = [path for one in collected if one.rows for path in sorted(one.study.root.glob("[0-9]*_*.ipynb")) if not path.stem.endswith(".failed") and path.stem != "10_report"]
 drawn = sum(pictures.illustrate(path) for path in notebooks)
-print(drawn, "pictures drawn" if pictures.ready else "pictures: no Chromium here, so figures stay interactive only;", sum(map(notebook_page, notebooks)), "notebooks written as HTML")
+print(f"{drawn} pictures drawn; {pictures.missing and pictures.missing + ', so figures stay interactive only; '}{sum(map(notebook_page, notebooks))} notebooks written as HTML")
 
 # %% [markdown]
 # ## Decision table
@@ -127,7 +127,7 @@ decision = exports.decision_table(collected)
 for kind, content in (("csv", exports.csv(decision)), ("md", exports.markdown(decision).encode()), ("tex", exports.latex(decision).encode())):
     home.save(f"report/decision.{kind}", content)
 own_parts = next((found["parts"] for found in sections if found["run"] == home.run), [])
-for part in own_parts if pictures.ready else []:
+for part in own_parts if not pictures.missing else []:
     if not isinstance(part["content"], pd.DataFrame):
         for kind in ("svg", "pdf"):
             home.save(f"report/figures/{part['slug']}.{kind}", pictures.draw(part["content"], kind))

@@ -58,9 +58,9 @@ def test_it_is_measured_again_when_anything_that_enters_it_changes(outputs, monk
         study = study or Study("tiny", "07_specificity", seed=0)
         return study.kept("x", lambda: calls.append(1) or {"n": len(calls)}, **also), study.reused
 
-    assert asked() == ({"n": 1}, []) and asked() == ({"n": 2}, []), "by hand it is always measured"
+    assert asked() == ({"n": 1}, []) and asked() == ({"n": 2}, []) and not list(outputs.rglob("*")), "by hand it is always measured, and nothing kept"
     monkeypatch.setenv(REUSE, "1")
-    assert asked() == ({"n": 2}, ["x"])
+    assert asked() == ({"n": 3}, []) and asked() == ({"n": 3}, ["x"])
     assert asked(k=4)[1] == [] and asked(k=4)[1] == ["x"] and asked(k=5)[1] == []
     assert asked(Study("tiny", "07_specificity", seed=1))[1] == []
     read = Study("tiny", "07_specificity", seed=1)

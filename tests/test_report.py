@@ -9,12 +9,13 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 
+import plotly.graph_objects as go
 import pytest
 
 from lib.report.collect import cell_link, collect, collect_one
 from lib.report.exports import csv as csv_of
 from lib.report.exports import markdown
-from lib.report.pictures import notebook_page
+from lib.report.pictures import Pictures, notebook_page
 from lib.seals import sealed
 from lib.stats.verdicts import CRITERIA, Result
 from lib.store import Study
@@ -156,6 +157,18 @@ def test_one_broken_params_file_costs_one_study(outputs, monkeypatch):
     monkeypatch.setattr("lib.report.collect.studies", lambda: ["smollm2-135m", "no-such-study"])
     found, unreadable = collect("", "10_report")
     assert [one.run for one in found] == ["smollm2-135m"] and "no-such-study.yaml" in unreadable["no-such-study"]
+
+
+@pytest.mark.parametrize("path", ["/bin/false", "/no/such/browser"])
+def test_a_browser_that_does_not_start_costs_no_report(monkeypatch, path):
+    monkeypatch.setenv("BROWSER_PATH", path)
+    with Pictures() as pictures:
+        assert "does not start" in pictures.missing
+        assert list(pictures.shown(go.Figure())) == ["application/vnd.plotly.v1+json"]
+    monkeypatch.delenv("BROWSER_PATH")
+    monkeypatch.setenv("PATH", "")
+    with Pictures() as pictures:
+        assert pictures.missing == "no Chromium on this machine"
 
 
 def test_every_number_leads_to_its_notebook_cell(published):

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import nbformat
@@ -14,6 +15,7 @@ from lib.files import sha256, write_atomic
 
 PLOTLY, SVG = "application/vnd.plotly.v1+json", "image/svg+xml"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+TIMEOUT = 60  # seconds for one picture
 WIDTH = 950  # pixels; a notebook's text column
 
 
@@ -22,19 +24,30 @@ def browser() -> str:
     return os.environ.get("BROWSER_PATH") or next((found for name in BROWSERS if (found := shutil.which(name))), "")
 
 
+def browser_problem() -> str:
+    """Why no picture can be drawn, or an empty string. Asked beforehand, as a browser that does not start is waited for without end."""
+    if not (path := browser()):
+        return "no Chromium on this machine"
+    try:
+        subprocess.run([path, "--version"], check=True, capture_output=True, timeout=TIMEOUT)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"{Path(path).name} does not start ({type(error).__name__})"
+    return ""
+
+
 class Pictures:
-    """Draws figures while open; one browser for all of them."""
+    """Draws figures while open; one browser for all of them. `missing` says why there is none, if so."""
 
     def __enter__(self) -> "Pictures":
-        self.ready = bool(browser())
-        if self.ready:
+        self.missing = browser_problem()
+        if not self.missing:
             import kaleido  # takes half a second, and only where pictures are drawn
             self._kaleido = kaleido
-            kaleido.start_sync_server(n=1, silence_warnings=True)
+            kaleido.start_sync_server(n=1, timeout=TIMEOUT, silence_warnings=True)
         return self
 
     def __exit__(self, *_) -> None:
-        if self.ready:
+        if not self.missing:
             self._kaleido.stop_sync_server(silence_warnings=True)
 
     def draw(self, figure: go.Figure | dict, kind: str = "svg") -> bytes:
@@ -45,7 +58,7 @@ class Pictures:
     def shown(self, figure: go.Figure) -> dict:
         """A figure for `display(…, raw=True)`: interactive where the viewer can, a picture elsewhere."""
         bundle = {PLOTLY: json.loads(pio.to_json(figure))}
-        return bundle | ({SVG: self.draw(figure).decode()} if self.ready else {})
+        return bundle | ({} if self.missing else {SVG: self.draw(figure).decode()})
 
     def illustrate(self, notebook: Path) -> int:
         """Put a picture beside every interactive figure of an executed notebook that has none; returns how many."""
@@ -53,7 +66,7 @@ class Pictures:
         for cell in content.cells:
             for output in cell.get("outputs", []):
                 data = output.get("data", {})
-                if self.ready and PLOTLY in data and SVG not in data:
+                if not self.missing and PLOTLY in data and SVG not in data:
                     data[SVG], drawn = self.draw(dict(data[PLOTLY])).decode(), drawn + 1
         if drawn:
             write_atomic(notebook, nbformat.writes(content).encode())
