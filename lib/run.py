@@ -6,11 +6,13 @@ its fingerprint (parameters, thresholds, inputs, code) differs from that of its 
 
 import ast
 import builtins
+import json
 import os
 import re
 import shutil
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -109,8 +111,7 @@ def execute(stage: str, root: Path, parameters: dict, kernel) -> None:
         papermill.execute_notebook(NOTEBOOKS / f"{stage}.ipynb", scratch, parameters, kernel_name="python3", km=kernel, cwd=ROOT, start_timeout=600,
                                    progress_bar={"desc": stage, "unit": "cell", "leave": False}, request_save_on_cell_execute=False)
     except BaseException as error:
-        if scratch.exists():
-            scratch.replace(failed)
+        keep_aside(scratch, failed)
         if isinstance(error, PapermillExecutionError):
             raise told(error) from error
         if isinstance(error, DeadKernelError):
@@ -121,6 +122,16 @@ def execute(stage: str, root: Path, parameters: dict, kernel) -> None:
     write_atomic(root / f"{stage}.ipynb", scratch.read_bytes())
     scratch.unlink()
     failed.unlink(missing_ok=True)
+
+
+def keep_aside(scratch: Path, failed: Path) -> None:
+    """Keep the notebook of a failed stage under its name, or remove it where a full disk cut it off."""
+    with suppress(OSError):
+        try:
+            json.loads(scratch.read_bytes())
+            scratch.replace(failed)
+        except ValueError:
+            scratch.unlink()
 
 
 def told(error: PapermillExecutionError) -> Exception:

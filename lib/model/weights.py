@@ -135,17 +135,16 @@ def load(params: Model, *, device: str | None = None) -> tuple[PreTrainedModel, 
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if params.source == "hub":
-        where, revision = params.model_id, params.revision
+        where, revision = params.model_id, params.revision or "main"
     else:
-        where, revision = str(local_folder(params)), None
-    kwargs = {"revision": revision} if revision else {}
+        where, revision = str(local_folder(params)), "main"  # a folder has none; the word is the library's default
     try:
-        config = AutoConfig.from_pretrained(where, trust_remote_code=False, **kwargs)
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False, revision=revision)
         check_config(config, params)
-        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, revision=revision)
         model = AutoModelForCausalLM.from_pretrained(
             where, dtype=getattr(torch, params.dtype), attn_implementation=params.attention, use_safetensors=True,
-            trust_remote_code=False, device_map=device if device != "cpu" else None, **kwargs)
+            trust_remote_code=False, device_map=device if device != "cpu" else None, revision=revision)
     except OSError as error:
         raise BadInput(f"{params.model_id}: cannot be loaded from the hub ({str(error).splitlines()[0]}); "
                        "check the network, the licence's acceptance and HF_TOKEN") from None
