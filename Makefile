@@ -9,7 +9,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAGES := 01_generate 02_filter 03_extract 04_sae 05_probe 06_converge 07_specificity 08_causality 09_bandwidth 10_report
 
-.PHONY: help run quick test lab pairs sae gpu-check remote pack unpack lint clean browser $(STAGES)
+.PHONY: help run quick test faults lab pairs sae gpu-check remote pack unpack lint clean browser $(STAGES)
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -35,6 +35,9 @@ $(STAGES): $(VENV)/.installed  ## one stage and what it reads: make 05_probe STU
 
 test: $(VENV)/.installed browser  ## the whole test suite
 	@$(PY) -m ruff check . && OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+
+faults: $(VENV)/.installed  ## 20,000 made-up inputs and every other fault, at length; writes tests/faults/README.md
+	@FAULT_TRIES=20000 OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile tests/faults tests/test_fuzz.py && $(PY) -m tests.faults.table
 
 lab: $(VENV)/.installed  ## JupyterLab on this machine, with the project's kernel
 	@$(VENV)/bin/jupyter lab --ip=127.0.0.1 notebooks
