@@ -12,7 +12,7 @@ STAGES := 01_generate 02_filter 03_extract 04_sae 05_probe 06_converge 07_specif
 comma := ,
 space := $(subst ,, )
 
-.PHONY: help run quick report test lab pairs sae gpu-check remote pack unpack lint clean browser $(STAGES)
+.PHONY: help run quick report test faults lab pairs sae gpu-check remote pack unpack lint clean browser $(STAGES)
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -41,6 +41,9 @@ report: $(VENV)/.installed  ## the report again, on STUDIES="a b" or on all that
 
 test: $(VENV)/.installed browser  ## the whole test suite
 	@$(PY) -m ruff check . && OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+
+faults: $(VENV)/.installed  ## 20,000 made-up inputs and every other fault, at length; writes tests/faults/README.md
+	@FAULT_TRIES=20000 OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile tests/faults tests/test_fuzz.py && $(PY) -m tests.faults.table
 
 lab: $(VENV)/.installed  ## JupyterLab on this machine, with the project's kernel
 	@$(VENV)/bin/jupyter lab --ip=127.0.0.1 notebooks

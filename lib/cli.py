@@ -41,6 +41,8 @@ def ending(error: BaseException) -> tuple[int, str]:
         return 2, f"error: {error}"
     if isinstance(error, Failed):
         return 1, f"error: {error}"
+    if isinstance(error, BrokenPipeError):
+        return 2, "error: stdout was closed before everything was printed"
     if isinstance(error, OSError):
         name = f"{os.fspath(error.filename)!s}: " if error.filename is not None else ""
         return 2, f"error: {name}{error.strerror or str(error) or type(error).__name__}; free space, or see whether the path and its permissions are right"

@@ -53,6 +53,12 @@ def test_a_full_stdout_is_one_line():
     assert done.returncode == 2 and "No space left" in done.stderr and done.stderr.count("\n") == 1
 
 
+def test_a_closed_stdout_is_one_line():
+    process = subprocess.Popen([sys.executable, "-m", "lib.run", "--list"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == "error: stdout was closed before everything was printed\n" and process.wait() == 2
+
+
 def test_ctrl_c_while_the_imports_run_is_one_line():
     process = subprocess.Popen([sys.executable, "-X", "importtime", "-m", "lib.run", "--list"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in process.stderr:

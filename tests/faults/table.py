@@ -11,6 +11,8 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
+from filelock import FileLock
+
 from lib.files import to_json, write_atomic
 
 FOLDER = Path(__file__).parent
@@ -19,8 +21,8 @@ LONG = os.environ.get("FAULTS") == "long" or TRIES > 0
 
 HEAD = """# What was broken on purpose
 
-Written by `FAULTS=long python -m pytest tests/faults` and then `python -m tests.faults.table`; a short version of each is part of
-`make test`. A *try* is one fault that really took place; a *loss* is a try after which the promise did not hold.
+Written by `make faults`; a short version of each row is part of `make test`. A *try* is one fault that really took place; a *loss*
+is a try after which the promise did not hold.
 
 """
 TAIL = """
@@ -34,6 +36,12 @@ TAIL = """
 - **A reply in flight at a kill** may have been billed, though nobody has it. It counts as spent at its worst case; the next run
   asks again.
 - **Between check and use.** A file is checked when it is read, not while its content lies in memory.
+- **Memory that ends while libraries are loaded.** Below about half a gigabyte of address space they end the process in their own
+  words. Later it is one line: as `MemoryError`, or as a kernel that died.
+- **SIGKILL and power cuts** say nothing. What they leave is read, or refused by name, by the next run.
+- **A half-full disk.** Where an artifact fitted and its sidecar did not, the artifact is refused until its stage has run again.
+- **Models of the hub without a revision** in their params file, corpora of the hub, and SAELens releases are what their owners last
+  made of them. No code of theirs is run.
 - **Other users of this account.** Whoever can write into the project's folder can change its code.
 """
 
@@ -48,9 +56,10 @@ def record(fault: str, promise: str, *, tries: int, losses: int, note: str = "")
     if not LONG:
         return
     path = FOLDER / "results.json"
-    rows = json.loads(path.read_text()) if path.exists() else {}
-    rows[fault] = {"promise": promise, "tries": tries, "losses": losses, "note": note, "day": datetime.now(UTC).date().isoformat()}
-    write_atomic(path, to_json(rows))
+    with FileLock(FOLDER / ".results.lock"):  # two test processes share the file
+        rows = json.loads(path.read_text()) if path.exists() else {}
+        rows[fault] = {"promise": promise, "tries": tries, "losses": losses, "note": note, "day": datetime.now(UTC).date().isoformat()}
+        write_atomic(path, to_json(rows))
 
 
 def render(rows: dict) -> str:
