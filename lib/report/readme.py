@@ -4,12 +4,11 @@ The table between the markers and `docs/result.json` come from the same metrics;
 """
 
 import json
-import sys
 
 import pandas as pd
 import typer
 
-from lib.cli import exit_code
+from lib.cli import exit_code, leave
 from lib.errors import BadInput
 from lib.params import ROOT
 from lib.report import figures
@@ -50,4 +49,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(app, "lib.report.readme"))
+    leave(exit_code(app, "lib.report.readme"))
