@@ -4,8 +4,10 @@ Whatever it was, stderr says it in one line; with `EMPATHY_TRACEBACK=1` the trac
 """
 
 import os
+import signal
 import sys
 import traceback
+from typing import NoReturn
 
 import typer
 
@@ -31,6 +33,12 @@ def exit_code(app: typer.Typer, name: str, words: list[str] | None = None) -> in
         drop_stdout()
         return code
     return 0
+
+
+def leave(code: int) -> NoReturn:
+    """End the process. What was to be done is done and said: Ctrl-C while the interpreter tidies up changes nothing."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def ending(error: BaseException) -> tuple[int, str]:

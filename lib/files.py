@@ -81,9 +81,11 @@ def write_atomic(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         scratch.replace(path)
-    except OSError as error:
+    except BaseException as error:  # Ctrl-C too: nobody would take the scratch file away
         with suppress(OSError):
             scratch.unlink()
+        if not isinstance(error, OSError):
+            raise
         raise BadInput(f"{path.name}: cannot be written ({error.strerror}); free space or fix permissions") from None
     sync_folder(path.parent)
 

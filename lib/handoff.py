@@ -7,14 +7,13 @@ any directory or mounted bucket. Nothing is unpacked before every file has been 
 
 import os
 import shutil
-import sys
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 import typer
 from tqdm.auto import tqdm
 
-from lib.cli import exit_code
+from lib.cli import exit_code, leave
 from lib.errors import BadInput
 from lib.files import sha256, sync_folder, write_atomic
 from lib.params import load_params
@@ -110,4 +109,4 @@ def unpack(study: Study, results: Results = Path("results"), tensors: Tensors = 
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(app, "lib.handoff"))
+    leave(exit_code(app, "lib.handoff"))

@@ -7,6 +7,7 @@ its fingerprint (parameters, thresholds, inputs, code) differs from that of its 
 import ast
 import builtins
 import json
+import logging
 import os
 import re
 import shutil
@@ -25,7 +26,7 @@ from papermill.exceptions import PapermillExecutionError
 from rich.console import Console
 from rich.table import Table
 
-from lib.cli import exit_code
+from lib.cli import exit_code, leave
 from lib.errors import BadInput, Failed
 from lib.files import make_folder
 from lib.kernels import Kernels
@@ -112,6 +113,8 @@ def execute(stage: str, root: Path, parameters: dict, kernel) -> None:
                                    progress_bar={"desc": stage, "unit": "cell", "leave": False}, request_save_on_cell_execute=False)
     except BaseException as error:
         keep_aside(scratch, failed)
+        if isinstance(error, KeyboardInterrupt):
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # that the kernel's client was left in the middle is no news
         if isinstance(error, PapermillExecutionError):
             raise told(error) from error
         if isinstance(error, DeadKernelError):
@@ -274,4 +277,4 @@ def cli() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli())
+    leave(cli())

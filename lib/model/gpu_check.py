@@ -19,7 +19,7 @@ from rich.table import Table
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lib.cli import exit_code
+from lib.cli import exit_code, leave
 from lib.errors import BadInput
 from lib.model.activations import extract, pool, relative_error
 from lib.model.prompts import Encoded
@@ -133,4 +133,4 @@ def main(
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(app, "lib.model.gpu_check"))
+    leave(exit_code(app, "lib.model.gpu_check"))

@@ -7,7 +7,6 @@ and becomes a row of `sweep.csv`; nothing else is saved.
 
 import ast
 import io
-import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +16,7 @@ import torch
 import typer
 from filelock import FileLock
 
-from lib.cli import exit_code
+from lib.cli import exit_code, leave
 from lib.files import sha256, to_json, write_atomic
 from lib.model import sae, weights
 from lib.model.corpus import CONTEXT, extract_corpus, pieces
@@ -118,4 +117,4 @@ def main(
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(app, "lib.model.train_sae"))
+    leave(exit_code(app, "lib.model.train_sae"))

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lib.cli import exit_code
+from lib.cli import exit_code, leave
 from lib.errors import BadInput
 from lib.report.collect import RESULTS
 from lib.report.html import estimate
@@ -86,4 +86,4 @@ def main(before: Annotated[Path, typer.Argument(help="Folder of the earlier run.
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(app, "lib.report.compare"))
+    leave(exit_code(app, "lib.report.compare"))

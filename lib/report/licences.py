@@ -1,12 +1,11 @@
 """Write THIRD_PARTY.md: the licences of what is bundled, of what is fetched, and of every pinned package: `python -m lib.report.licences`."""
 
 import re
-import sys
 from importlib import metadata
 
 import typer
 
-from lib.cli import exit_code
+from lib.cli import exit_code, leave
 from lib.errors import BadInput
 from lib.params import ROOT, load_params
 from lib.store import write_atomic
@@ -60,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(app, "lib.report.licences"))
+    leave(exit_code(app, "lib.report.licences"))

@@ -3,13 +3,12 @@
 The table between the markers and `docs/result.json` come from the same metrics; a test compares the two.
 """
 
-import sys
 from typing import Annotated
 
 import pandas as pd
 import typer
 
-from lib.cli import exit_code
+from lib.cli import exit_code, leave
 from lib.errors import BadInput
 from lib.params import ROOT
 from lib.report import figures
@@ -66,4 +65,4 @@ def main(check: Annotated[bool, typer.Option("--check", help="Only say where REA
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(app, "lib.report.readme"))
+    leave(exit_code(app, "lib.report.readme"))

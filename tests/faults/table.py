@@ -38,6 +38,7 @@ TAIL = """
 - **Between check and use.** A file is checked when it is read, not while its content lies in memory.
 - **Memory that ends while libraries are loaded.** Below about half a gigabyte of address space they end the process in their own
   words. Later it is one line: as `MemoryError`, or as a kernel that died.
+- **Ctrl-C in the first tenth of a second**, before Python has found this package, is Python's own traceback.
 - **SIGKILL and power cuts** say nothing. What they leave is read, or refused by name, by the next run.
 - **A half-full disk.** Where an artifact fitted and its sidecar did not, the artifact is refused until its stage has run again.
 - **Models of the hub without a revision** in their params file, corpora of the hub, and SAELens releases are what their owners last

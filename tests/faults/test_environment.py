@@ -23,6 +23,7 @@ import pytest
 
 from lib.errors import BadInput
 from lib.files import write_atomic
+from lib.stages import intact, stage_record
 from lib.store import Study, read_checked
 from lib.text import journal as paid
 from lib.text import labels
@@ -300,31 +301,43 @@ def test_a_full_temporary_folder(tmp_path):
     assert not losses, losses
 
 
-def test_ctrl_c_in_the_middle_of_a_stage(tmp_path):
-    """SIGINT at moments spread over the run: one line, 130, no kernel left behind; the next run completes."""
+def test_ctrl_c(tmp_path):
+    """SIGINT at moments spread over the run: while it starts, in the middle of a stage, at its end, and while the interpreter tidies up."""
     words, environment = [sys.executable, "-m", "lib.run", *SHORT], {**os.environ, "EMPATHY_OUTPUTS": str(tmp_path)}
-    losses, tries, rng = [], size(20, 2), random.Random(2)
-    for number in range(tries):
+    losses, tries, rng = [], 0, random.Random(2)
+    for number in range(size(32, 3)):
         shutil.rmtree(tmp_path / "tiny", ignore_errors=True)
         process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
-        if number:
-            in_the_middle(tmp_path / "tiny", process)
-            time.sleep(rng.uniform(0, 1.0))
-        else:
-            time.sleep(rng.uniform(1.0, 3.0))
+        moment = r"(\d+)/\d+ \[" if number % 4 != 2 else r"tiny: what"
+        before = read_until(process, moment, rng.randrange(16)) if number % 4 else time.sleep(rng.uniform(0.5, 3.0)) or ""
+        time.sleep(rng.uniform(0, 0.5) if number % 4 == 2 else rng.uniform(0, 0.1))
         kernels = [] if process.poll() is not None else children(process.pid)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=120)
-        if process.returncode == 0:
-            continue  # it was faster
-        rest = [line for line in said.splitlines() if line.strip()]
-        losses += [] if process.returncode == 130 and rest and rest[-1].startswith("interrupted") and "Traceback" not in said else [f"{process.returncode}: {said[-800:]}"]
+        said = before + process.communicate(timeout=120)[1]
+        rest, recorded = [line for line in said.splitlines() if line.strip()], (tmp_path / "tiny/01_generate.stage.json").exists()
+        if process.returncode == 0:  # it was over already
+            losses += [] if recorded and "interrupted" not in said else [f"0: {said[-800:]}"]
+        else:
+            tries += 1
+            losses += [] if process.returncode == 130 and rest and rest[-1].startswith("interrupted") and "Traceback" not in said else [f"{process.returncode}: {said[-800:]}"]
         losses += [f"kernel {pid} is left" for pid in kernels if alive(pid)] + half_written(tmp_path)
-        losses += [path.name for path in (tmp_path / "tiny").glob("*.stage.json")]
+        if recorded and not intact(tmp_path / "tiny", stage_record(tmp_path / "tiny", "01_generate")):
+            losses.append("a record of what is not there")
     done = command(*SHORT, EMPATHY_OUTPUTS=str(tmp_path))
     losses += ([] if done.returncode == 0 else [done.stderr[-500:]]) + half_written(tmp_path)
-    record("Ctrl-C", "one line, code 130, no kernel left, nothing half written, the next run completes", tries=tries, losses=len(losses))
-    assert not losses, losses
+    record("Ctrl-C", "one line, code 130, no kernel left, nothing half written, the next run completes", tries=tries, losses=len(losses), note="spread over a run, its start and its end")
+    assert tries and not losses, losses
+
+
+def read_until(process: subprocess.Popen, pattern: str, least: int) -> str:
+    """What a run says up to the line that has the pattern, with a number of at least `least` where it names one."""
+    said = ""
+    for line in process.stderr:
+        said += line
+        match = re.search(pattern, line)
+        if match and int(match.groups()[0] if match.groups() else least) >= least:
+            break
+    return said
 
 
 def children(pid: int) -> list[int]:
@@ -341,12 +354,10 @@ def alive(pid: int) -> bool:
 def test_a_kernel_that_dies_is_one_line(tmp_path):
     """SIGKILL to the kernel, as the system does where memory ends."""
     process = subprocess.Popen([sys.executable, "-m", "lib.run", *SHORT], cwd=ROOT, env={**os.environ, "EMPATHY_OUTPUTS": str(tmp_path)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    for line in process.stderr:  # a kernel that dies before its first cell is simply replaced
-        if re.search(r" [3-9]/\d\d ", line):
-            break
+    before = read_until(process, r"(\d+)/\d+ \[", 3)  # a kernel that dies before its first cell is simply replaced
     for pid in children(process.pid):
         os.kill(pid, signal.SIGKILL)
-    _, said = process.communicate(timeout=200)
+    said = before + process.communicate(timeout=200)[1]
     errors = [line for line in said.splitlines() if line.startswith("error: ")]
     record("a kernel that dies", "one line, code 1, nothing half written", tries=1, losses=int(process.returncode != 1 or len(errors) != 1) + len(half_written(tmp_path)))
     assert process.returncode == 1 and len(errors) == 1 and "Traceback" not in said and not half_written(tmp_path), said
