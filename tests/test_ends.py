@@ -143,3 +143,15 @@ def test_a_params_file_cannot_name_texts_outside_the_project(tmp_path, monkeypat
             (copy / "tiny.yaml").write_text(changed)
             with pytest.raises(BadInput, match=r"tiny\.yaml: dataset"):
                 load_params("tiny")
+
+
+@pytest.mark.parametrize(("name", "value", "code", "said"), [
+    ("BadInput", "a\nfile: fix", 2, "error: file: fix"), ("OSError", "[Errno 28] No space left on device", 2, "error: OSError: [Errno 28]"), ("PermissionError", "x", 2, "error: PermissionError: x"),
+    ("MemoryError", "", 1, "error: MemoryError: no message"), ("KeyboardInterrupt", "", 130, "interrupted"), ("ValueError", "first\nlast", 1, "error: ValueError: last"), ("print", "x", 1, "error: print: x"), ("Odd", "x", 1, "error: Odd: x")])
+def test_a_cells_exception_has_the_code_of_its_kind(name, value, code, said):
+    from papermill.exceptions import PapermillExecutionError
+
+    from lib.cli import ending
+    from lib.run import told
+    got, message = ending(told(PapermillExecutionError(0, 1, "x", name, value, [])))
+    assert got == code and message.startswith(said) and "\n" not in message
