@@ -229,6 +229,7 @@ def test_the_report_opens_offline(finished, tmp_path, monkeypatch):
             page.on("pageerror", lambda error, errors=errors: errors.append(str(error)))
             page.on("dialog", lambda dialog, errors=errors: errors.append("a script ran"))
             page.goto(path.as_uri())
+            page.evaluate("dispatchEvent(new Event('beforeprint'))")
             page.wait_for_selector(".js-plotly-plot .main-svg")
             drawn = [part for part in own["parts"] if not isinstance(part["content"], pd.DataFrame)]
             assert page.locator(".js-plotly-plot").count() == len(drawn) >= 9 and not errors

@@ -143,6 +143,7 @@ def test_the_report(new_page, tmp_path):
     path.write_text(page_html)
     page = new_page()
     page.goto(path.as_uri())
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
     page.wait_for_selector(".js-plotly-plot .main-svg")
     labels = page.evaluate("""async n => { const plot = [...document.querySelectorAll('.js-plotly-plot')].find(each => (each.data?.[0]?.customdata?.length ?? 0) == n), found = [];
         for (let i = 0; i < n; i++) {  // plotly draws a hover label at most every 50 ms

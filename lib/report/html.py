@@ -12,11 +12,12 @@ TEMPLATE = Path(__file__).parent / "report.html"
 
 
 def shown(content: go.Figure | pd.DataFrame, alt: str) -> str:
-    """A figure without its own copy of plotly.js, or a table with every cell escaped; `alt` describes it for readers who cannot see it."""
+    """A figure, to be drawn by the page's script when it comes into view, or a table; `alt` describes it for readers who cannot see it."""
     if isinstance(content, pd.DataFrame):
         kind, body = "wide", content.to_html(index=False, escape=True, border=0, float_format=number, na_rep="–")
     else:
-        kind, body = "", content.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True}, default_width="100%")
+        data = content.to_json().replace("<", "\\u003c")  # so that no text in it can end the script element
+        kind, body = "", f'<div class="plot" style="height:{content.layout.height or 400}px"></div><script type="application/json">{data}</script>'
     return f'<figure role="group" tabindex="0" class="{kind}" aria-label="{html.escape(alt)}">{body}<figcaption>{html.escape(alt)}</figcaption></figure>'
 
 
