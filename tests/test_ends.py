@@ -59,14 +59,20 @@ def test_a_closed_stdout_is_one_line():
     assert process.stderr.read() == "error: stdout was closed before everything was printed\n" and process.wait() == 2
 
 
-def test_ctrl_c_while_the_imports_run_is_one_line():
+def interrupted_early() -> tuple[int, list[str]]:
+    """Code and stderr of a command that is interrupted while its imports run; on a busy machine it may be over before that."""
     process = subprocess.Popen([sys.executable, "-X", "importtime", "-m", "lib.run", "--list"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in process.stderr:
         if line.split("|")[-1].strip() == "lib":  # the package is there, the command's own imports are not
             process.send_signal(signal.SIGINT)
             break
     rest = [line for line in process.stderr if not line.startswith("import time:")]
-    assert process.wait() == 130 and rest == ["interrupted; run the same command to go on\n"]
+    return process.wait(), rest
+
+
+def test_ctrl_c_while_the_imports_run_is_one_line():
+    ends = [next((end for _ in range(5) if (end := interrupted_early())[0] != 0), None) for _ in range(2)]
+    assert ends == [(130, ["interrupted; run the same command to go on\n"])] * 2
 
 
 @pytest.fixture
