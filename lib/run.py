@@ -36,6 +36,7 @@ from lib.sources import NOTEBOOKS
 from lib.stages import (
     RECORD,
     STAGES,
+    VERDICTS,
     check_stage_params,
     defaults,
     fingerprint,
@@ -77,7 +78,7 @@ def external_inputs(stage: str, run: str, parameters: dict, params: Params) -> d
     if stage == "05_probe" and params.twin:
         return stage_record(outputs_root() / twin_run(run, params), "03_extract")["outputs"]
     if stage == "09_bandwidth" and record_path(outputs_root() / run, "04_sae").exists():  # its cross-check, where there is one
-        return stage_record(outputs_root() / run, "04_sae")["outputs"]
+        return {file: digest for file, digest in stage_record(outputs_root() / run, "04_sae")["outputs"].items() if not file.endswith(VERDICTS)}
     if stage == "10_report":
         same = [path for path in outputs_root().glob("*/*.stage.json") if path.name != "10_report.stage.json"]
         return {f"{path.parent.name}/{path.name}": (sealed_or_none(path, holds=RECORD) or {"outputs": sha256(path)})["outputs"] for path in sorted(same)}

@@ -129,8 +129,7 @@ for kind, content in (("csv", exports.csv(decision)), ("md", exports.markdown(de
 own_parts = next((found["parts"] for found in sections if found["run"] == home.run), [])
 for part in own_parts if not pictures.missing else []:
     if not isinstance(part["content"], pd.DataFrame):
-        for kind in ("svg", "pdf"):
-            home.save(f"report/figures/{part['slug']}.{kind}", pictures.draw(part["content"], kind))
+        pictures.export(home, f"report/figures/{part['slug']}", part["content"])
 pictures.__exit__()
 
 # %%

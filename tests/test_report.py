@@ -173,6 +173,19 @@ def test_a_browser_that_does_not_start_costs_no_report(monkeypatch, path):
         assert pictures.missing == "no Chromium on this machine"
 
 
+def test_a_figure_is_exported_once(outputs):
+    home, figure = Study("smollm2-135m", "10_report"), go.Figure(go.Scatter(y=[1, 2]))
+    with Pictures() as pictures:
+        pictures.export(home, "report/figures/x", figure)
+        files = [home.path(f"report/figures/x.{kind}") for kind in ("svg", "pdf")]
+        assert files[0].read_bytes().startswith(b"<svg") and files[1].read_bytes().startswith(b"%PDF")
+        before = [path.stat().st_mtime_ns for path in files]
+        pictures.export(home, "report/figures/x", figure)
+        assert [path.stat().st_mtime_ns for path in files] == before
+        pictures.export(home, "report/figures/x", go.Figure(go.Scatter(y=[2, 1])))
+        assert all(a != path.stat().st_mtime_ns for a, path in zip(before, files, strict=True))
+
+
 def test_every_number_leads_to_its_notebook_cell(published):
     """The rows' links name a cell of an executed notebook; the report's own figures carry a picture."""
     own = json.loads((published / "smollm2-135m/10_report.ipynb").read_text())

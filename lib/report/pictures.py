@@ -12,6 +12,8 @@ import plotly.io as pio
 from nbconvert import HTMLExporter
 
 from lib.files import sha256, write_atomic
+from lib.seals import sealed_or_none
+from lib.store import Study, meta_path
 
 PLOTLY, SVG = "application/vnd.plotly.v1+json", "image/svg+xml"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -71,6 +73,14 @@ class Pictures:
         if drawn:
             write_atomic(notebook, nbformat.writes(content).encode())
         return drawn
+
+    def export(self, home: Study, name: str, figure: go.Figure) -> None:
+        """Save a figure as `name`.svg and `name`.pdf of a study, where it is not there yet as it is."""
+        mark = sha256(figure.to_json().encode())
+        for kind in ("svg", "pdf"):
+            there = sealed_or_none(meta_path(home.path(f"{name}.{kind}"))) or {}
+            if there.get("figure") != mark or not home.has(f"{name}.{kind}"):
+                home.save(f"{name}.{kind}", self.draw(figure, kind), figure=mark)
 
 
 def notebook_page(notebook: Path) -> bool:
