@@ -11,8 +11,7 @@ import pandas as pd
 from lib.errors import BadInput
 from lib.params import Params, studies
 from lib.seals import sealed_or_none
-from lib.stats.verdicts import CRITERIA, INCONCLUSIVE, PASS
-from lib.stats.verdicts import FAIL as FAILED
+from lib.stats.verdicts import CRITERIA, FAIL, INCONCLUSIVE, PASS
 from lib.store import Study, meta_path, read_checked
 
 RESULTS = {"separation": "separation/metrics.json", "probes": "probe/metrics.json", "clusters": "sae/metrics.json",
@@ -89,7 +88,7 @@ def read_results(one: Collected, criterion: str, name: str) -> None:
         if about.get("source") != one.params.source:
             raise BadInput(f"its source is {about.get('source')}, the study's {one.params.source}; refused")
         content = json.loads(one.study.read(name))
-        rows = [row for row in content["results"] if row["criterion"] == criterion and row["verdict"] in (PASS, FAILED, INCONCLUSIVE)]
+        rows = [row for row in content["results"] if row["criterion"] == criterion and row["verdict"] in (PASS, FAIL, INCONCLUSIVE)]
         if not rows:
             raise BadInput("holds no result of this criterion")
         if reason := stale(one, criterion, about, content):
