@@ -36,15 +36,14 @@ from lib.sources import NOTEBOOKS
 from lib.stages import (
     RECORD,
     STAGES,
-    VERDICTS,
     check_stage_params,
     defaults,
     fingerprint,
     intact,
+    material,
     needed,
     outputs_of,
     record_path,
-    stage_record,
 )
 from lib.store import KEPT, Study, outputs_root, sha256, write_atomic
 from lib.text.labels import journal_hashes
@@ -76,9 +75,9 @@ def external_inputs(stage: str, run: str, parameters: dict, params: Params) -> d
     if stage == "02_filter":
         return journal_hashes(parameters["journals"])
     if stage == "05_probe" and params.twin:
-        return stage_record(outputs_root() / twin_run(run, params), "03_extract")["outputs"]
+        return material(outputs_root() / twin_run(run, params), "03_extract")
     if stage == "09_bandwidth" and record_path(outputs_root() / run, "04_sae").exists():  # its cross-check, where there is one
-        return {file: digest for file, digest in stage_record(outputs_root() / run, "04_sae")["outputs"].items() if not file.endswith(VERDICTS)}
+        return material(outputs_root() / run, "04_sae")
     if stage == "10_report":
         same = [path for path in outputs_root().glob("*/*.stage.json") if path.name != "10_report.stage.json"]
         return {f"{path.parent.name}/{path.name}": (sealed_or_none(path, holds=RECORD) or {"outputs": sha256(path)})["outputs"] for path in sorted(same)}

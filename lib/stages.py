@@ -87,7 +87,7 @@ def fingerprint(root: Path, stage: str, params: Params, parameters: dict, inputs
         "parameters": parameters, "inputs": inputs, "layer": params.layer, "source": params.source, "weights": params.model.local_files if spec.model else {},
         "model": params.model.model_dump() if spec.model else params.model.model_id,
         "thresholds": {section: thresholds[section] for section in spec.thresholds},
-        "upstream": {name: {file: digest for file, digest in stage_record(root, name)["outputs"].items() if not file.endswith(VERDICTS)} for name in spec.reads},
+        "upstream": {name: material(root, name) for name in spec.reads},
         "code": code_hashes(stage),
     }
     return sha256(to_json(parts))
@@ -103,6 +103,11 @@ def stage_record(root: Path, stage: str) -> dict:
     if not path.exists():
         raise BadInput(f"{root.name}: {stage} has not run; run it first (`python -m lib.run {stage} --study {root.name}`)")
     return read_sealed(path, shown=f"{root.name}/{path.name}", fix=f"run {stage} again", holds=RECORD)
+
+
+def material(root: Path, stage: str) -> dict[str, str]:
+    """`{file: sha256}` of what other stages may read of a stage that has run: all but its verdicts."""
+    return {file: digest for file, digest in stage_record(root, stage)["outputs"].items() if not file.endswith(VERDICTS)}
 
 
 def outputs_of(root: Path, stage: str) -> dict[str, str]:

@@ -89,9 +89,9 @@ if depth:
 # The same code on simulated data with planted truth, and on data with none.
 
 # %%
-limits_of = home.params.thresholds
-known = [row for criterion in CASES for row in home.kept(f"known_{criterion}", lambda c=criterion: known_answers(c, limits_of, seed=seed),
-                                                         thresholds=getattr(limits_of, criterion).model_dump())]
+thresholds = home.params.thresholds
+known = [row for criterion in CASES for row in home.kept(f"known_{criterion}", lambda c=criterion: known_answers(c, thresholds, seed=seed),
+                                                         thresholds=getattr(thresholds, criterion).model_dump())]
 display(pd.DataFrame(known)[["data", "criterion", "expected", "verdict"]])
 assert all(map(as_expected, known)), [row for row in known if not as_expected(row)]
 
@@ -100,11 +100,12 @@ assert all(map(as_expected, known)), [row for row in known if not as_expected(ro
 # Computed from what was collected, and what would decide the verdicts that are open.
 
 # %%
-sections = [section(one, home.params.thresholds, known) for one in collected if one.rows]
+sections = [section(one, thresholds, known) for one in collected if one.rows]
 for own in sections:
     for item in own["deciding"]:
         print(f"{own['run']} {item['criterion']}: {item['what']}")
-for sentence in limits(collected):
+threats = limits(collected)
+for sentence in threats:
     print("-", sentence)
 
 # %% [markdown]
@@ -113,7 +114,7 @@ for sentence in limits(collected):
 # %%
 page = html.render(answer=answer(collected, majority), matrix=matrix(collected, majority), unreadable=unreadable, marks=VERDICT_MARKS, depth=depth,
                    rows=rows.astype(object).where(rows.notna(), None).to_dict("records"), sections=sections, known_answers=known,
-                   limits=limits(collected), texts_note=texts_note(collected), preregistration=home.preregistration)
+                   limits=threats, texts_note=texts_note(collected), preregistration=home.preregistration)
 name = f"report--{home.variant}.html" if home.variant else "report.html"
 write_atomic(outputs / name, page.encode())
 print(f"{name}: {len(page) / 1e6:.1f} MB")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,13 @@ def run(*words: str, timeout: float = 600, at: Path = ROOT, **environment) -> su
     """`python -m lib.run …` in a process of its own, as the Makefile calls it."""
     return subprocess.run([sys.executable, "-m", "lib.run", *words], cwd=at, capture_output=True, text=True,
                           timeout=timeout, env={**os.environ, **environment})
+
+
+def project(folder: Path) -> Path:
+    """A copy of the project's code in a folder, so that a test may change its params."""
+    for name in ("lib", "notebooks", "params"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
 
 
 @pytest.fixture

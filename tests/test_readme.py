@@ -15,7 +15,7 @@ from lib.report import readme
 from lib.report.licences import COMPATIBLE, TOOLS, packages, page
 from lib.stats.verdicts import CRITERIA
 from lib.store import Study
-from tests.conftest import ROOT
+from tests.conftest import ROOT, project
 from tests.test_report import STAGE_OF, result
 
 TEXT = (ROOT / "README.md").read_text()
@@ -31,10 +31,7 @@ def tutorial() -> str:
 @pytest.mark.study
 def test_every_command_of_the_tutorial_runs(tmp_path):
     """As a reader would: in a clone, one block after the other."""
-    clone = tmp_path / "clone"
-    clone.mkdir()
-    for name in ("lib", "notebooks", "params"):
-        shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
+    clone = project(tmp_path / "clone")
     (clone / "Makefile").write_text(f"VENV := {tmp_path}/venv\n" + (ROOT / "Makefile").read_text().replace("VENV := .venv\n", ""))
     (tmp_path / "venv/bin").mkdir(parents=True)  # the clone's environment is there already: this one
     (tmp_path / "venv/bin/python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')

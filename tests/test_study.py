@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from lib.stages import STAGES
-from tests.conftest import ROOT, run
+from tests.conftest import ROOT, project, run
 from tests.loopback import serve
 from tests.test_local import BLOCK
 
@@ -93,13 +93,6 @@ def test_killed_anywhere_it_ends_with_the_same_metrics(finished, tmp_path):
     done = run("--study", "tiny", EMPATHY_OUTPUTS=str(tmp_path))
     assert done.returncode == 0, done.stderr[-2000:]
     assert close(metrics(tmp_path / "tiny"), metrics(finished / "tiny"))
-
-
-def project(folder):
-    """A copy of the project's code, so that its thresholds can be changed."""
-    for name in ("lib", "notebooks", "params"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    return folder
 
 
 def test_changed_thresholds_are_ruled_on_anew_without_measuring(outputs_copy, tmp_path):
