@@ -1,7 +1,8 @@
 """Pooled activations: one forward over a token trie for all texts that share a prompt.
 
 Texts of one scenario share its prompt, so their tokens form a tree. Each node is computed once: position ids are
-depths and the attention mask lets a node see its ancestors only, which equals separate forwards exactly. Response
+depths and the attention mask lets a node see its ancestors only, which equals separate forwards exactly. What all
+prompts begin with (the chat template's opening) is computed once for all of them and kept as keys and values. Response
 tokens are mean-pooled inside the forward in float32; attention sinks (residual norm above `SINK` times the median,
 see "Massive Activations", Sun et al. 2024) are left out and counted. `resid_post` of block ℓ is the output of block ℓ.
 """
@@ -9,10 +10,13 @@ see "Massive Activations", Sun et al. 2024) are left out and counted. `resid_pos
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from os.path import commonprefix
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from lib.model.prompts import Encoded
 
@@ -80,10 +84,10 @@ def block_outputs(model, layers, receive):
         decoder.layers, decoder.config.num_hidden_layers = blocks, depth
 
 
-def attention_mask(model, trie: Trie):
-    """The additive 4-D mask of a trie, one per attention type where the model has sliding windows."""
+def attention_mask(model, trie: Trie, *, first: int = 0):
+    """The additive 4-D mask of a trie's nodes from `first` on, one per attention type where the model has sliding windows."""
     config = model.get_decoder().config
-    seen = torch.from_numpy(trie.visible())
+    seen = torch.from_numpy(trie.visible())[first:]
     depth = torch.from_numpy(trie.depths)
 
     def additive(allowed):
@@ -91,7 +95,7 @@ def attention_mask(model, trie: Trie):
         return mask.masked_fill(~allowed, torch.finfo(model.dtype).min)[None, None].to(model.device)
 
     window = getattr(config, "sliding_window", None)
-    near = seen & (depth[:, None] - depth[None, :] < window) if window else seen
+    near = seen & (depth[first:, None] - depth[None, :] < window) if window else seen
     if config.model_type in ("gemma2", "gemma3_text", "qwen2"):
         return {kind: additive(near if kind == "sliding_attention" else seen) for kind in set(config.layer_types)}
     return additive(near if config.model_type == "mistral" else seen)
@@ -111,13 +115,46 @@ def kept_nodes(resid: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
     return norms <= SINK * norms[members.sum(0) > 0].median()
 
 
+@dataclass(frozen=True)
+class Header:
+    """The first tokens of every text of a study, run once: their keys and values, and `resid` [token, d_model] by layer."""
+
+    tokens: tuple[int, ...]
+    cache: DynamicCache
+    resid: dict[int, torch.Tensor]
+
+
 @torch.inference_mode()
-def run_trie(model, trie: Trie, layers, receive) -> None:
-    """One forward over a trie; `receive(layer, resid [node, d_model] float32)` gets the residual stream of every node."""
-    with block_outputs(model, layers, lambda layer, resid: receive(layer, resid[0].float())) as decoder:
-        decoder(input_ids=torch.from_numpy(trie.tokens)[None].to(model.device),
-                position_ids=torch.from_numpy(trie.depths)[None].to(model.device),
-                attention_mask=attention_mask(model, trie), use_cache=False)
+def run_header(model, groups: list[list[Encoded]], layers) -> Header | None:
+    """What all prompts of the groups begin with; None where that is nothing, or where the model's cache drops old tokens."""
+    tokens = commonprefix([text.ids[:text.start] for group in groups for text in group])
+    resid = {}
+    with block_outputs(model, layers, lambda layer, output: resid.update({layer: output[0].float()})) as decoder:
+        cache = DynamicCache(config=decoder.config)
+        if not tokens or not all(type(layer) is DynamicLayer for layer in cache.layers):
+            return None
+        decoder(input_ids=torch.tensor([tokens], device=model.device), past_key_values=cache, use_cache=True)
+    return Header(tokens, cache, resid)
+
+
+@torch.inference_mode()
+def run_trie(model, trie: Trie, layers, receive, *, header: Header | None = None) -> None:
+    """One forward over a trie; `receive(layer, resid [node, d_model] float32)` gets the residual stream of every node.
+
+    The nodes of a `header` are its first ones and not computed again.
+    """
+    first = len(header.tokens) if header else 0
+
+    def whole(layer, output):
+        receive(layer, torch.cat([header.resid[layer], output[0].float()]) if header else output[0].float())
+
+    with block_outputs(model, layers, whole) as decoder:
+        decoder(input_ids=torch.from_numpy(trie.tokens[first:])[None].to(model.device),
+                position_ids=torch.from_numpy(trie.depths[first:])[None].to(model.device),
+                attention_mask=attention_mask(model, trie, first=first),
+                past_key_values=header.cache if header else None, use_cache=header is not None)
+    if header:
+        header.cache.crop(first - len(trie.tokens))  # negative: how many to take off
 
 
 @torch.inference_mode()
@@ -140,7 +177,7 @@ def separate(sequences: list[tuple[int, ...]]) -> Trie:
 
 
 @torch.inference_mode()
-def pool(model, texts: list[Encoded], layers, *, share: bool = True, also=lambda *_: None) -> tuple[np.ndarray, np.ndarray]:
+def pool(model, texts: list[Encoded], layers, *, share: bool = True, header: Header | None = None, also=lambda *_: None) -> tuple[np.ndarray, np.ndarray]:
     """`(pooled [layer, text, d_model] float32, sinks [layer, text])` of texts, in one trie forward or, without `share`, one by one.
 
     `also(layer, trie, resid, kept)` is given what a layer's means are made of: all nodes, and which of them are no sinks.
@@ -156,7 +193,7 @@ def pool(model, texts: list[Encoded], layers, *, share: bool = True, also=lambda
         pooled[layer] = (kept @ resid / kept.sum(1, keepdim=True)).cpu().numpy()
         sinks[layer] = (members.sum(1) - kept.sum(1)).cpu().numpy().astype(np.int64)
 
-    (run_trie if share else run_plain)(model, trie, layers, receive)
+    (partial(run_trie, header=header) if share else run_plain)(model, trie, layers, receive)
     return np.stack([pooled[layer] for layer in layers]), np.stack([sinks[layer] for layer in layers])
 
 
@@ -165,9 +202,9 @@ def relative_error(a: np.ndarray, b: np.ndarray) -> float:
     return float((np.linalg.norm(a - b, axis=-1) / np.linalg.norm(b, axis=-1)).max())
 
 
-def trie_error(model, texts: list[Encoded], layers) -> float:
+def trie_error(model, texts: list[Encoded], layers, *, header: Header | None = None) -> float:
     """Largest relative error of the trie against ordinary forwards on a few texts that share a prompt."""
-    return relative_error(pool(model, texts, layers)[0], pool(model, texts, layers, share=False)[0])
+    return relative_error(pool(model, texts, layers, header=header)[0], pool(model, texts, layers, share=False)[0])
 
 
 def extract(model, groups: list[list[Encoded]], layers, *, tolerance: float = 1e-4, also=lambda *_: None):
@@ -177,9 +214,10 @@ def extract(model, groups: list[list[Encoded]], layers, *, tolerance: float = 1e
     misses `tolerance` these serve all texts, and `about` says so. `also(group, layer, trie, resid, kept)` sees every token
     on its way to the mean.
     """
-    error = trie_error(model, groups[0][:3], layers)
+    header = run_header(model, groups, layers)
+    error = trie_error(model, groups[0][:3], layers, header=header)
     exact = error <= (tolerance if model.dtype == torch.float32 else 0.05)
-    pooled, sinks = zip(*(pool(model, group, layers, share=exact, also=partial(also, group))
+    pooled, sinks = zip(*(pool(model, group, layers, share=exact, header=header, also=partial(also, group))
                           for group in tqdm(groups, desc="extracting", unit="scenario", mininterval=2)), strict=True)
     about = {"method": "token trie" if exact else "plain forwards (the trie missed its tolerance)",
              "trie_relative_error": error, "attention": model.config._attn_implementation, "dtype": str(model.dtype)}
