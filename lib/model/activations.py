@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from lib.errors import Failed
 from lib.model.prompts import Encoded
 
 SINK = 10.0
@@ -160,6 +161,27 @@ def pool(model, texts: list[Encoded], layers, *, share: bool = True, also=lambda
     return np.stack([pooled[layer] for layer in layers]), np.stack([sinks[layer] for layer in layers])
 
 
+def pool_halving(model, texts: list[Encoded], layers, *, also=lambda *_: None, **how) -> tuple[np.ndarray, np.ndarray]:
+    """`pool`; where memory does not suffice, of one half of the texts and then of the other.
+
+    That gives the same but for rounding; sinks are judged against the half's own median.
+    `also(texts, layer, trie, resid, kept)` may be called again for a text whose forward was given up. Raises Failed where
+    memory does not even suffice for one text.
+    """
+    try:
+        return pool(model, texts, layers, also=partial(also, texts), **how)
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError; on the CPU there is no class of its own
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "not enough memory" not in str(error):
+            raise
+        if len(texts) == 1:
+            raise Failed(f"not enough memory for one text of {len(texts[0].ids)} tokens on {model.device}; take a larger card or close other programs") from None
+    print(f"not enough memory for {len(texts)} texts in one forward on {model.device}; they are taken in two halves")
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
+    halves = [pool_halving(model, half, layers, also=also, **how) for half in (texts[:len(texts) // 2], texts[len(texts) // 2:])]
+    return tuple(np.concatenate(both, axis=1) for both in zip(*halves, strict=True))
+
+
 def relative_error(a: np.ndarray, b: np.ndarray) -> float:
     """Largest `‖a − b‖ / ‖b‖` over the leading axes."""
     return float((np.linalg.norm(a - b, axis=-1) / np.linalg.norm(b, axis=-1)).max())
@@ -170,17 +192,18 @@ def trie_error(model, texts: list[Encoded], layers) -> float:
     return relative_error(pool(model, texts, layers)[0], pool(model, texts, layers, share=False)[0])
 
 
-def extract(model, groups: list[list[Encoded]], layers, *, tolerance: float = 1e-4, also=lambda *_: None):
+def extract(model, groups: list[list[Encoded]], layers, *, tolerance: float = 1e-4, error: float | None = None, also=lambda *_: None):
     """`(pooled [layer, text, d_model], sinks [layer, text], about)` of all texts, group after group.
 
-    A group holds texts that share a prompt. The trie is first checked against ordinary forwards on three texts; where it
-    misses `tolerance` these serve all texts, and `about` says so. `also(group, layer, trie, resid, kept)` sees every token
-    on its way to the mean.
+    A group holds texts that share a prompt. The trie is first checked against ordinary forwards on three texts, unless its
+    `error` is known already; where it misses `tolerance` these serve all texts, and `about` says so.
+    `also(texts, layer, trie, resid, kept)` sees every token of some of a group's texts on its way to the mean.
     """
-    error = trie_error(model, groups[0][:3], layers)
+    bar = error is None  # whoever knows the error calls once a shard, and shows how many there are
+    error = trie_error(model, groups[0][:3], layers) if error is None else error
     exact = error <= (tolerance if model.dtype == torch.float32 else 0.05)
-    pooled, sinks = zip(*(pool(model, group, layers, share=exact, also=partial(also, group))
-                          for group in tqdm(groups, desc="extracting", unit="scenario", mininterval=2)), strict=True)
+    pooled, sinks = zip(*(pool_halving(model, group, layers, share=exact, also=also)
+                          for group in tqdm(groups, desc="extracting", unit="scenario", mininterval=2, disable=not bar)), strict=True)
     about = {"method": "token trie" if exact else "plain forwards (the trie missed its tolerance)",
              "trie_relative_error": error, "attention": model.config._attn_implementation, "dtype": str(model.dtype)}
     return np.concatenate(pooled, axis=1), np.concatenate(sinks, axis=1), about
