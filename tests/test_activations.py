@@ -87,6 +87,19 @@ def test_sinks_are_left_out(smol, bundled):
     assert sinks.sum() == 1 and np.linalg.norm(pooled) < 10 * np.linalg.norm(activations.pool(model, [text], [15])[0])
 
 
+def test_bos_is_what_the_params_say(smol):
+    _model, tokenizer, params = smol
+    tokenizer = copy.deepcopy(tokenizer)
+    assert tokenizer.bos_token == "<|im_start|>"  # with which its template begins
+    for bos in (None, True):
+        weights.check_bos(tokenizer, params.model.model_copy(update={"bos": bos}))
+    with pytest.raises(BadInput, match="begins with 1 BOS"):
+        weights.check_bos(tokenizer, params.model.model_copy(update={"bos": False}))
+    tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
+    with pytest.raises(BadInput, match="begins with 2 BOS"):
+        weights.check_bos(tokenizer, params.model.model_copy(update={"bos": True}))
+
+
 def test_boundary_merge_is_refused(smol):
     _model, tokenizer, _ = smol
     tokenizer = copy.deepcopy(tokenizer)
@@ -133,5 +146,6 @@ def test_gpu_check_measures_each_architecture(tmp_path, capsys):
     gpu_check.main(device="cpu", n_alternations=1, small=True, out=tmp_path / "table.json")
     rows = json.loads((tmp_path / "table.json").read_text())["rows"]
     assert [row["study"] for row in rows] == list(gpu_check.SIZES) and all(row["agreement"] < 0.05 and row["bf16_error"] < 0.05 for row in rows)
+    assert all(0 < row["planned_gb"] < 0.1 and row["trie_gb"] is None for row in rows)
     with pytest.raises(BadInput, match="no GPU study"):
         gpu_check.main(study=["smollm2-135m"])
