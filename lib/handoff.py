@@ -30,9 +30,10 @@ Tensors = Annotated[Path, typer.Option("--tensors", help="Folder of large files:
 
 
 def worth_packing(root: Path) -> list[Path]:
-    """Artifacts with their sidecars, executed notebooks and records of a run; what is in progress or failed stays."""
+    """Artifacts with their sidecars, executed notebooks and records of a run; what is in progress, kept for reuse or failed stays."""
     files = [path for path in sorted(root.rglob("*")) if path.is_file() and not path.is_symlink()]
-    return [path for path in files if not path.name.startswith(".") and not path.name.endswith((".failed.ipynb", ".tmp", ".journal.jsonl"))]
+    hidden = {path for path in files if any(part.startswith(".") for part in path.relative_to(root).parts)}
+    return [path for path in files if path not in hidden and not path.name.endswith((".failed.ipynb", ".tmp", ".journal.jsonl"))]
 
 
 def copy(source: Path, target: Path) -> None:

@@ -107,7 +107,10 @@ class Wheel(Strict):
 
 
 class Model(Strict):
-    """Which weights, and how texts are put to them. `config` changes the architecture of a random-weight model."""
+    """Which weights, and how texts are put to them. `config` changes the architecture of a random-weight model.
+
+    `bos`: whether a text in the template begins with the tokenizer's BOS token; checked when the model is loaded.
+    """
 
     model_id: str
     source: Literal["wheel", "hub", "random"]
@@ -118,6 +121,7 @@ class Model(Strict):
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Literal["eager", "sdpa"] = "eager"
     template: Literal["chat", "plain"] = "chat"
+    bos: bool | None = None
     n_layers: int = Field(gt=0)
     d_model: int = Field(gt=0)
     license: str
@@ -135,6 +139,13 @@ class Model(Strict):
         return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(folder.glob("*.safetensors"))}
 
 
+class Plan(Strict):
+    """What the stages that hold a model are expected to take on a card of 24 GB: planned, not measured."""
+
+    vram_gb: dict[str, float]
+    minutes: dict[str, float]
+
+
 class Params(Strict):
     """One study: `params/<study>.yaml` over the notebooks' defaults and `params/preregistration.yaml`.
 
@@ -149,6 +160,7 @@ class Params(Strict):
     skip: tuple[str, ...] = ()
     model: Model
     stages: dict[str, dict[str, Value | list[Value]]] = {}
+    plan: Plan | None = None
     thresholds: Thresholds
 
     @property

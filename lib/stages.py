@@ -63,7 +63,7 @@ def defaults(stage: str) -> dict:
 
 
 def check_stage_params(params: Params, where: str) -> None:
-    """Every stage and parameter a study sets exists in that notebook, with its type; before anything runs."""
+    """Every stage and parameter a study sets exists in that notebook, with its type, and its plan names the right stages; before anything runs."""
     for stage, values in params.stages.items():
         if stage not in STAGES:
             raise BadInput(f"{where}: stages.{stage}: no such stage; stages are {', '.join(STAGES)}")
@@ -74,6 +74,9 @@ def check_stage_params(params: Params, where: str) -> None:
             schema(**values)
         except ValidationError as error:
             raise one_line(f"{where}: stages.{stage}", error) from None
+    for field, values in (params.plan.model_dump() if params.plan else {}).items():
+        if odd := sorted(values.keys() ^ {stage for stage, spec in STAGES.items() if spec.model and stage not in params.skip}):
+            raise BadInput(f"{where}: plan.{field}: {odd[0]} must be there just where that stage holds a model")
 
 
 def fingerprint(root: Path, stage: str, params: Params, parameters: dict, inputs: dict[str, str]) -> str:

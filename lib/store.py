@@ -113,7 +113,7 @@ class Study:
         """
         if not os.environ.get(REUSE):
             return measure()
-        params = self.params.model_dump(exclude={"thresholds"})
+        params = self.params.model_dump(exclude={"thresholds", "plan"})
         key = sha256(to_json({"name": name, "also": also, "params": params, "weights": self.params.model.local_files, "layer": self.params.layer,
                               "parameters": self.parameters, "inputs": self.inputs, "versions": versions(), "code": code_hashes(self.stage)})).encode()
         path = self.root / KEPT / self.stage / name

@@ -20,8 +20,7 @@
 import numpy as np
 from IPython.display import display
 
-from lib.errors import BadInput
-from lib.model import activations, encoder, prompts, text_tokens, weights
+from lib.model import activations, encoder, extraction, prompts, weights
 from lib.store import Study
 
 # %% tags=["parameters"]
@@ -33,10 +32,7 @@ seed: int = 0  # seed of the texts drawn for the check
 
 # %%
 home = Study(study, "03_extract", last_layer=last_layer, sentence_encoder=sentence_encoder, tolerance=tolerance, seed=seed)
-last = {-1: home.params.model.n_layers - 1, -2: home.params.layer}.get(last_layer, last_layer)
-texts, layers = home.load_texts(), [-1, *home.params.model.layers[:last + 1]]
-if layers[-1] < home.params.layer:
-    raise BadInput(f"last_layer {last_layer}: must reach the preregistered layer {home.params.layer}")
+texts, layers = home.load_texts(), extraction.layers_of(home.params, last_layer)
 print(len(texts), "texts of", home.params.model.model_id)
 
 # %% [markdown]
@@ -51,20 +47,20 @@ sample = encoded[0]
 print(tokenizer.convert_ids_to_tokens(sample.ids[sample.start - 3:sample.start]), "|", tokenizer.convert_ids_to_tokens(sample.ids[sample.start:sample.start + 5]))
 
 # %%
-groups: dict[str, list[int]] = {}
-for row, scenario in enumerate(texts.scenario):
-    groups.setdefault(scenario, []).append(row)
-order = np.array([row for rows in groups.values() for row in rows])
+groups = extraction.groups_of(list(texts.scenario))
+order = np.array([row for rows in groups for row in rows])
 
 # %% [markdown]
 # ## Forward
 # Layer −1 is the embedding, before any attention: a lexical baseline of the model's own. The single tokens of the
-# preregistered layer are kept in the cache for the sparse autoencoder of the next stage.
+# preregistered layer are kept in the cache for the sparse autoencoder of the next stage. Everything is made and kept in
+# shards of scenarios: an interrupted extraction goes on after its last one, and a cluster may have made them before.
 
 # %%
-texts_of = [[encoded[row] for row in rows] for rows in groups.values()]
-tokens = text_tokens.Collector(texts_of, about=about, template=home.params.model.template, layer=home.params.layer, d_model=home.params.model.d_model)
-pooled, sinks, how = activations.extract(model, texts_of, layers, tolerance=tolerance, also=tokens.add)
+texts_of = [[encoded[row] for row in rows] for rows in groups]
+work = extraction.Extraction(model, texts_of, home.params.model, about=about, layer=home.params.layer, layers=layers, tolerance=tolerance)
+print(f"{len(work.missing())} of {len(work.parts)} shards are to be made")
+pooled, sinks, how = work.gather()
 resid = np.empty_like(pooled)
 resid[:, order] = pooled
 print(how)

@@ -22,10 +22,10 @@
 import numpy as np
 import pandas as pd
 from IPython.display import display
-from tqdm.auto import tqdm
 
 from lib.model import export, prompts, steering, sweeps, weights
 from lib.model.interventions import Edit, unit
+from lib.model.replicas import each
 from lib.report import figures
 from lib.stats import bandwidth as bw
 from lib.stats import directions as dirs
@@ -94,14 +94,14 @@ style = {"cognitive": (0, 2), "affective": (1, 2), "cognitive-affective": (0, 1)
 def direction(name, case):
     return fitted.of(name, case.scenario_id, case.register)
 
-def first_order(case):
+def first_order(model, case):
     stacks = {name: np.vstack([direction(name, case), random]) for name in style}
     return sweeps.responses(model, case, layer, stacks, mean=mean)
 
 def contrast(values, name):
     return values[..., style[name][0]] - values[..., style[name][1]]
 
-linear = home.kept("first_order", lambda: [first_order(case) for case in tqdm(cases, desc="first order")])
+linear = home.kept("first_order", lambda: each(model, first_order, cases, desc="first order"))
 d_prompt = {name: np.stack([contrast(found[name][0].change, name) for found in linear]) for name in style}
 d_all = {name: np.stack([contrast(found[name][1].change, name) for found in linear]) for name in style}
 gap = {name: np.stack([contrast(found[name][1].gap, name) for found in linear]) for name in style}
@@ -113,13 +113,13 @@ gap = {name: np.stack([contrast(found[name][1].gap, name) for found in linear]) 
 
 # %%
 extreme = {name: np.argsort(values[:, 1:].mean(0))[:n_verified] for name, values in d_prompt.items()}
-def exact(case):
+def exact(model, case):
     groups = [np.vstack([direction(name, case), random[extreme[name]]]) for name in style] + [direction("instrumental", case)[None]]
     everywhere = [direction(name, case)[None] for name in style]
     return (sweeps.ablated(model, case, layer, groups, mean=mean, where="prompt"),
             sweeps.ablated(model, case, layer, everywhere, mean=mean, where="all"))
 
-runs = home.kept("exact", lambda: [exact(case) for case in tqdm(cases, desc="exact")])
+runs = home.kept("exact", lambda: each(model, exact, cases, desc="exact"))
 
 # %%
 effects, slopes, errors = {}, {}, {}
@@ -184,28 +184,28 @@ display(pd.DataFrame({name: [f"{'' if ok else '(incoherent) '}{replies[0]}" for 
 dose = bw.largest_coherent(doses, ["cognitive", "affective"], params.thresholds.bandwidth.coherent_share)
 words = {"cognitive": "Show that you understand how they see it and why.", "affective": "Answer with warmth; share the feeling.",
          "instrumental": "Give practical help: say what to do."}
-def steered_rows(case):
+def steered_rows(model, case):
     return sweeps.steered(model, case, layer, np.stack([direction(name, case) for name in types]), np.full(3, dose), scale=scale)
 
-def told(case):
+def told(model, case):
     """What asking in words changes, and the scores without."""
     base = sweeps.score(model, case)
     return np.stack([sweeps.score(model, sweeps.told(tokenizer, template, case, words[name])) - base for name in types]), base
 
 ablation = np.stack([np.stack([prompt[0][0], prompt[1][0], prompt[3][0]]) for prompt, _ in runs])
-moved = {"ablate": ablation, "steer": home.kept("steer", lambda: np.stack([steered_rows(case) for case in tqdm(cases, desc="steering")]), dose=dose),
-         "ask": home.kept("ask", lambda: np.stack([told(case)[0] for case in tqdm(cases, desc="asking in words")]))}
+moved = {"ablate": ablation, "steer": home.kept("steer", lambda: np.stack(each(model, steered_rows, cases, desc="steering")), dose=dose),
+         "ask": home.kept("ask", lambda: np.stack([asked for asked, _ in each(model, told, cases, desc="asking in words")]))}
 
 # %%
 neutral = texts[(texts.condition == "valence_stripped") & (texts.register == "plain")]
 flat = [sweeps.case_of(tokenizer, template, rows, ("factual",)) for case in cases if len(rows := neutral[neutral.scenario_id == case.scenario_id])]
-def neutral_costs(case):
-    stack, (asked, base) = np.stack([direction(name, case) for name in types]), told(case)
+def neutral_costs(model, case):
+    stack, (asked, base) = np.stack([direction(name, case) for name in types]), told(model, case)
     return np.concatenate([-np.concatenate(sweeps.ablated(model, case, layer, [row[None] for row in stack], mean=mean, where="prompt")),
                            -sweeps.steered(model, case, layer, stack, np.full(3, dose), scale=scale),
                            -asked, -base[None]])[:, 0]
 
-price = home.kept("costs", lambda: np.stack([neutral_costs(case) for case in flat]), dose=dose) if flat else np.full((1, 10), np.inf)
+price = home.kept("costs", lambda: np.stack(each(model, neutral_costs, flat, desc="neutral replies")), dose=dose) if flat else np.full((1, 10), np.inf)
 cost, cost_band = float(price[:, :2].mean(0).max()), float(2 * price[:, 9].std(ddof=1)) if len(flat) > 1 else 0.0
 matrix = pd.concat([pd.DataFrame(moved[kind].mean(0), columns=list(types)).assign(edit=[f"{kind} {name}" for name in types])
                     .join(selectivity(moved[kind])).assign(cost=price[:, 3 * k:3 * k + 3].mean(0)) for k, kind in enumerate(moved)], ignore_index=True).set_index("edit")
@@ -224,8 +224,9 @@ if "formality" in fitted.names:
     some = [sweeps.case_of(tokenizer, template, pairs[pairs.scenario_id == names[i * len(names) // n_scenarios]], ("formal", "casual")) for i in range(min(n_scenarios, len(names)))]
     reach = bw.largest_coherent(doses, ["formality"], params.thresholds.bandwidth.coherent_share)
     signs = reach * np.array([1, -1])
-    d = home.kept("positive_control", lambda: np.stack([
-        sweeps.steered(model, case, layer, np.stack([direction("formality", case)] * 2 + [random[0]] * 2), np.tile(signs, 2), scale=scale, where="prompt") for case in some]), reach=reach)
+    def pushed(model, case):
+        return sweeps.steered(model, case, layer, np.stack([direction("formality", case)] * 2 + [random[0]] * 2), np.tile(signs, 2), scale=scale, where="prompt")
+    d = home.kept("positive_control", lambda: np.stack(each(model, pushed, some, desc="positive control")), reach=reach)
     moves = (d[..., 0] - d[..., 1]) @ np.kron(np.eye(2), [[1], [-1]]) / 2  # [pair, (formality, random)]
     up = effect(-moves[:, 0], -moves[:, 1:].mean(0))
     positive = {"shown": bool(-up.ci_high > 0 and reach > 0), "D": -up.mean, "ci_low": -up.ci_high, "ci_high": -up.ci_low, "random": float(moves[:, 1].mean()), "coeff": float(reach), "n": len(some)}

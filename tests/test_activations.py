@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lib.errors import BadInput
-from lib.model import activations, prompts, weights
+from lib.model import activations, prompts, replicas, weights
 
 LAYERS = range(-1, 30)
 
@@ -38,6 +38,44 @@ def test_trie_equals_plain_forwards(smol, bundled):
     texts = [encode(smol, row) for row in bundled[bundled.scenario == bundled.scenario[0]].itertuples()]
     assert len(texts) == 6
     assert activations.trie_error(model, texts, LAYERS) < 1e-5
+
+
+def test_what_all_prompts_begin_with_is_run_once(smol, bundled):
+    """The template's opening goes through the model once for all scenarios, and changes nothing."""
+    model = smol[0]
+    groups = [[encode(smol, row) for row in rows.itertuples()] for _, rows in list(bundled.groupby("scenario"))[:3]]
+    header = activations.run_header(model, groups, LAYERS)
+    assert all(text.ids[:len(header.tokens)] == tuple(header.tokens) for group in groups for text in group) and len(header.tokens) > 10
+    seen = []
+    hook = model.get_decoder().embed_tokens.register_forward_hook(lambda _, args, out: seen.append(args[0].numel()))
+    try:
+        shared = [activations.pool(model, group, LAYERS, header=header) for group in groups]
+        alone = [activations.pool(model, group, LAYERS) for group in groups]
+    finally:
+        hook.remove()
+    assert [whole - rest for whole, rest in zip(seen[3:], seen[:3], strict=True)] == [len(header.tokens)] * 3
+    for (pooled, sinks), (theirs, others) in zip(shared, alone, strict=True):
+        assert activations.relative_error(pooled, theirs) < 1e-5 and (sinks == others).all()
+
+
+def test_the_number_of_cores_changes_no_bit(smol, bundled):
+    """Copies share the weights, work one scenario each, and answer in order; an exception comes through."""
+    model = smol[0]
+    groups = [[encode(smol, row) for row in rows.itertuples()] for _, rows in list(bundled.groupby("scenario"))[:4]]
+    other = replicas.replica(model)
+    assert all(a.data_ptr() == b.data_ptr() for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    assert other.get_decoder().layers is not model.get_decoder().layers and other.config is not model.config
+    threads, found = torch.get_num_threads(), []
+    try:
+        for n in (1, 2, 4):
+            torch.set_num_threads(n)
+            found.append(activations.extract(model, groups, [3, 9])[:2])
+            assert torch.get_num_threads() == n
+        with pytest.raises(ZeroDivisionError):
+            replicas.each(model, lambda own, item: 1 / item, [2, 1, 0, 3])
+    finally:
+        torch.set_num_threads(threads)
+    assert all((a == b).all() for one in found[1:] for a, b in zip(one, found[0], strict=True))
 
 
 def test_the_check_notices_a_wrong_mask(smol, bundled, monkeypatch):
@@ -87,6 +125,19 @@ def test_sinks_are_left_out(smol, bundled):
     assert sinks.sum() == 1 and np.linalg.norm(pooled) < 10 * np.linalg.norm(activations.pool(model, [text], [15])[0])
 
 
+def test_bos_is_what_the_params_say(smol):
+    _model, tokenizer, params = smol
+    tokenizer = copy.deepcopy(tokenizer)
+    assert tokenizer.bos_token == "<|im_start|>"  # with which its template begins
+    for bos in (None, True):
+        weights.check_bos(tokenizer, params.model.model_copy(update={"bos": bos}))
+    with pytest.raises(BadInput, match="begins with 1 BOS"):
+        weights.check_bos(tokenizer, params.model.model_copy(update={"bos": False}))
+    tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
+    with pytest.raises(BadInput, match="begins with 2 BOS"):
+        weights.check_bos(tokenizer, params.model.model_copy(update={"bos": True}))
+
+
 def test_boundary_merge_is_refused(smol):
     _model, tokenizer, _ = smol
     tokenizer = copy.deepcopy(tokenizer)
@@ -133,5 +184,6 @@ def test_gpu_check_measures_each_architecture(tmp_path, capsys):
     gpu_check.main(device="cpu", n_alternations=1, small=True, out=tmp_path / "table.json")
     rows = json.loads((tmp_path / "table.json").read_text())["rows"]
     assert [row["study"] for row in rows] == list(gpu_check.SIZES) and all(row["agreement"] < 0.05 and row["bf16_error"] < 0.05 for row in rows)
+    assert all(0 < row["planned_gb"] < 0.1 and row["trie_gb"] is None for row in rows)
     with pytest.raises(BadInput, match="no GPU study"):
         gpu_check.main(study=["smollm2-135m"])

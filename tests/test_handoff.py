@@ -42,6 +42,8 @@ def outputs(tmp_path, monkeypatch):
     (home.root / "04_sae.failed.ipynb").write_text("{}")
     (home.root / "paid.journal.jsonl").write_text("{}")
     (home.root / ".lock").touch()
+    (home.root / ".kept/04_sae").mkdir(parents=True)
+    (home.root / ".kept/04_sae/gates").write_bytes(b"measured before")
     return home.root
 
 
@@ -62,7 +64,7 @@ def test_there_and_back(outputs, tmp_path):
     shutil.rmtree(outputs)
     handoff.unpack("tiny", *there(tmp_path))
     after = {path.relative_to(outputs): path.read_bytes() for path in outputs.rglob("*") if path.is_file()}
-    assert after == {path: content for path, content in before.items() if path.name not in ("04_sae.failed.ipynb", "paid.journal.jsonl", ".lock")}
+    assert after == {path: content for path, content in before.items() if path.name not in ("04_sae.failed.ipynb", "paid.journal.jsonl", ".lock", "gates")}
     assert Study("tiny", "05_probe").load_tensors("activations/resid_post.safetensors")["resid_post"].shape == (4, 300, 480)
     assert [path.name for path in (tmp_path / "bucket").rglob("*") if path.is_file()] == ["resid_post.safetensors"]
     assert sum(path.stat().st_size for path in (tmp_path / "results").rglob("*") if path.is_file()) < 20_000

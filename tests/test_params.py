@@ -42,6 +42,8 @@ def spoiled(folder, change):
     (lambda c: c["model"].pop("random_seed"), "model.random_seed"),
     (lambda c: c.update(thresholds={"separation": {"cos_maximum": 1}}), "thresholds.separation.cos_maximum"),
     (lambda c: c["model"]["wheels"][0].update(sha256="abc"), "model.wheels.0.sha256"),
+    (lambda c: c["model"].update(bos="perhaps"), "model.bos"),
+    (lambda c: c.update(plan={"vram_gb": {}}), "plan.minutes"),
 ])
 def test_bad_params_name_file_and_field(params_folder, change, named):
     spoiled(params_folder, change)
@@ -57,6 +59,23 @@ def test_parameters_a_notebook_does_not_know(params_folder, stage, values, named
     spoiled(params_folder, lambda c: c["stages"].update({stage: values}))
     with pytest.raises(BadInput, match=named):
         check_stage_params(load_params("tiny"), "tiny.yaml")
+
+
+@pytest.mark.parametrize(("plan", "named"), [
+    ({"vram_gb": {"03_extract": 1}}, "04_sae"), ({"vram_gb": {"02_filter": 1}}, "02_filter"),
+    ({"minutes": {"03_extract": 1, "04_sae": 1, "08_causality": 1, "09_bandwidth": 1, "11_more": 1}}, "11_more")])
+def test_a_plan_names_the_stages_that_hold_a_model(params_folder, plan, named):
+    whole = dict.fromkeys(("03_extract", "04_sae", "08_causality", "09_bandwidth"), 1)
+    spoiled(params_folder, lambda c: c.update(plan={"vram_gb": whole, "minutes": whole} | plan))
+    with pytest.raises(BadInput, match=rf"tiny\.yaml: plan\.\w+: {named}"):
+        check_stage_params(load_params("tiny"), "tiny.yaml")
+
+
+@pytest.mark.parametrize("study", [name for name in studies() if load_params(name).model.source == "hub"])
+def test_hub_studies_are_pinned_and_planned(study):
+    loaded = load_params(study)
+    assert loaded.model.revision and loaded.model.bos is not None and "attention" in loaded.model.model_fields_set
+    assert max(loaded.plan.vram_gb.values()) < 0.9 * 24
 
 
 @pytest.mark.parametrize("name", ["../etc", "/abs", "a b", "", "A", "x..y", "nothing"])

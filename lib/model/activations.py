@@ -7,18 +7,20 @@ tokens are mean-pooled inside the forward in float32; attention sinks (residual 
 see "Massive Activations", Sun et al. 2024) are left out and counted. `resid_post` of block ℓ is the output of block ℓ.
 """
 
+import copy
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from os.path import commonprefix
+from itertools import takewhile
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from lib.errors import Failed
 from lib.model.prompts import Encoded
+from lib.model.replicas import each
 
 SINK = 10.0
 
@@ -119,7 +121,7 @@ def kept_nodes(resid: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
 class Header:
     """The first tokens of every text of a study, run once: their keys and values, and `resid` [token, d_model] by layer."""
 
-    tokens: tuple[int, ...]
+    tokens: list[int]
     cache: DynamicCache
     resid: dict[int, torch.Tensor]
 
@@ -127,7 +129,8 @@ class Header:
 @torch.inference_mode()
 def run_header(model, groups: list[list[Encoded]], layers) -> Header | None:
     """What all prompts of the groups begin with; None where that is nothing, or where the model's cache drops old tokens."""
-    tokens = commonprefix([text.ids[:text.start] for group in groups for text in group])
+    heads = [text.ids[:text.start] for group in groups for text in group]
+    tokens = [token for token, _ in takewhile(lambda both: both[0] == both[1], zip(min(heads), max(heads), strict=False))]
     resid = {}
     with block_outputs(model, layers, lambda layer, output: resid.update({layer: output[0].float()})) as decoder:
         cache = DynamicCache(config=decoder.config)
@@ -143,7 +146,7 @@ def run_trie(model, trie: Trie, layers, receive, *, header: Header | None = None
 
     The nodes of a `header` are its first ones and not computed again.
     """
-    first = len(header.tokens) if header else 0
+    first, cache = (len(header.tokens), copy.deepcopy(header.cache)) if header else (0, None)
 
     def whole(layer, output):
         receive(layer, torch.cat([header.resid[layer], output[0].float()]) if header else output[0].float())
@@ -152,9 +155,7 @@ def run_trie(model, trie: Trie, layers, receive, *, header: Header | None = None
         decoder(input_ids=torch.from_numpy(trie.tokens[first:])[None].to(model.device),
                 position_ids=torch.from_numpy(trie.depths[first:])[None].to(model.device),
                 attention_mask=attention_mask(model, trie, first=first),
-                past_key_values=header.cache if header else None, use_cache=header is not None)
-    if header:
-        header.cache.crop(first - len(trie.tokens))  # negative: how many to take off
+                past_key_values=cache, use_cache=header is not None)
 
 
 @torch.inference_mode()
@@ -197,28 +198,51 @@ def pool(model, texts: list[Encoded], layers, *, share: bool = True, header: Hea
     return np.stack([pooled[layer] for layer in layers]), np.stack([sinks[layer] for layer in layers])
 
 
+def pool_halving(model, texts: list[Encoded], layers, *, also=lambda *_: None, **how) -> tuple[np.ndarray, np.ndarray]:
+    """`pool`; where memory does not suffice, of one half of the texts and then of the other.
+
+    That gives the same but for rounding; sinks are judged against the half's own median.
+    `also(texts, layer, trie, resid, kept)` may be called again for a text whose forward was given up. Raises Failed where
+    memory does not even suffice for one text.
+    """
+    try:
+        return pool(model, texts, layers, also=partial(also, texts), **how)
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError; on the CPU there is no class of its own
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "not enough memory" not in str(error):
+            raise
+        if len(texts) == 1:
+            raise Failed(f"not enough memory for one text of {len(texts[0].ids)} tokens on {model.device}; take a larger card or close other programs") from None
+    print(f"not enough memory for {len(texts)} texts in one forward on {model.device}; they are taken in two halves")
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
+    halves = [pool_halving(model, half, layers, also=also, **how) for half in (texts[:len(texts) // 2], texts[len(texts) // 2:])]
+    return tuple(np.concatenate(both, axis=1) for both in zip(*halves, strict=True))
+
+
 def relative_error(a: np.ndarray, b: np.ndarray) -> float:
     """Largest `‖a − b‖ / ‖b‖` over the leading axes."""
     return float((np.linalg.norm(a - b, axis=-1) / np.linalg.norm(b, axis=-1)).max())
 
 
-def trie_error(model, texts: list[Encoded], layers, *, header: Header | None = None) -> float:
-    """Largest relative error of the trie against ordinary forwards on a few texts that share a prompt."""
-    return relative_error(pool(model, texts, layers, header=header)[0], pool(model, texts, layers, share=False)[0])
+def trie_error(model, texts: list[Encoded], layers) -> float:
+    """Largest relative error of header and trie against ordinary forwards on a few texts that share a prompt."""
+    return relative_error(pool(model, texts, layers, header=run_header(model, [texts], layers))[0], pool(model, texts, layers, share=False)[0])
 
 
-def extract(model, groups: list[list[Encoded]], layers, *, tolerance: float = 1e-4, also=lambda *_: None):
+def extract(model, groups: list[list[Encoded]], layers, *, tolerance: float = 1e-4, error: float | None = None, also=lambda *_: None):
     """`(pooled [layer, text, d_model], sinks [layer, text], about)` of all texts, group after group.
 
-    A group holds texts that share a prompt. The trie is first checked against ordinary forwards on three texts; where it
-    misses `tolerance` these serve all texts, and `about` says so. `also(group, layer, trie, resid, kept)` sees every token
-    on its way to the mean.
+    A group holds texts that share a prompt. The trie is first checked against ordinary forwards on three texts, unless its
+    `error` is known already; where it misses `tolerance` these serve all texts, and `about` says so.
+    `also(texts, layer, trie, resid, kept)` sees every token of some of a group's texts on its way to the mean; on the CPU
+    from several threads, in any order.
     """
+    bar = error is None  # whoever knows the error calls once a shard, and shows how many there are
     header = run_header(model, groups, layers)
-    error = trie_error(model, groups[0][:3], layers, header=header)
+    error = trie_error(model, groups[0][:3], layers) if error is None else error
     exact = error <= (tolerance if model.dtype == torch.float32 else 0.05)
-    pooled, sinks = zip(*(pool(model, group, layers, share=exact, header=header, also=partial(also, group))
-                          for group in tqdm(groups, desc="extracting", unit="scenario", mininterval=2)), strict=True)
+    pooled, sinks = zip(*each(model, lambda own, group: pool_halving(own, group, layers, share=exact, header=header, also=also), groups,
+                              desc="extracting", unit="scenario", disable=not bar), strict=True)
     about = {"method": "token trie" if exact else "plain forwards (the trie missed its tolerance)",
              "trie_relative_error": error, "attention": model.config._attn_implementation, "dtype": str(model.dtype)}
     return np.concatenate(pooled, axis=1), np.concatenate(sinks, axis=1), about

@@ -35,6 +35,7 @@ WHEEL = Wheel(requirement="chitchat-dataset==0.9.0", file="chitchat_dataset/data
 SPLITS = ("heldout", "half0", "half1")
 CONTEXT = 320  # tokens of a piece of conversation, template included
 SHARD_TOKENS = 16_384
+BATCH_TOKENS = 2_048  # of one padded forward
 HELDOUT_EVERY = 20  # one conversation in this many is held out
 CHARACTERS_PER_TOKEN = 3.4  # of this corpus; what is longer is cut at the context length
 
@@ -172,43 +173,56 @@ def shard_arrays(model, group: list[Piece], layer: int, *, batch_tokens: int) ->
     return {"resid": resid[kept].astype(np.float16), "tokens": tokens[kept].astype(np.int32)}, about
 
 
+def shard_pieces(tokenizer, template: str, *, wanted: dict[str, int], shard_tokens: int, context: int = CONTEXT, seed: int = 0,
+                 corpus: list[list[str]] | str = "") -> Iterator[tuple[str, int, list[Piece]]]:
+    """`(split, number, pieces)` of the first `wanted[split]` shards of each split; the last may be short where the corpus ends.
+
+    What a shard holds depends on its split and number alone, not on which others are wanted.
+    """
+    groups, number, size = defaultdict(list), defaultdict(int), defaultdict(int)
+    for piece in pieces(tokenizer, template, context=context, seed=seed, splits=tuple(wanted), corpus=corpus):
+        split = piece.split
+        if number[split] >= wanted[split]:
+            if all(number[other] >= n for other, n in wanted.items()):
+                return
+            continue
+        groups[split].append(piece)
+        size[split] += int(piece.keep.sum())
+        if size[split] >= shard_tokens:
+            yield split, number[split], groups.pop(split)
+            number[split], size[split] = number[split] + 1, 0
+    for split, group in groups.items():
+        yield split, number[split], group
+
+
+def n_shards(n_tokens: dict[str, int], shard_tokens: int) -> dict[str, int]:
+    """How many shards of each split hold the tokens asked for."""
+    return {split: -(-n_tokens.get(split, 0) // shard_tokens) for split in SPLITS}
+
+
+def open_corpus(*, about: dict, template: str, layer: int, d_model: int, context: int = CONTEXT, shard_tokens: int = SHARD_TOKENS, seed: int = 0,
+                corpus: list[list[str]] | str = "", folder: Path | None = None) -> Shards:
+    """The shards of a corpus at one layer that are there so far. `about` is what `weights.load` says of the model."""
+    source = (corpus if isinstance(corpus, str) else sha256(to_json(corpus))) or WHEEL.requirement
+    identity = {"format": 1, "corpus": source, "layer": layer, "template": template, "context": context, "shard_tokens": shard_tokens, "seed": seed,
+                "d_model": d_model, **about}
+    return open_shards(identity, kind="corpus", folder=folder)
+
+
 def extract_corpus(model, tokenizer, *, about: dict, template: str, layer: int, n_tokens: dict[str, int], context: int = CONTEXT,
-                   shard_tokens: int = SHARD_TOKENS, batch_tokens: int = 2_048, seed: int = 0, corpus: list[list[str]] | str = "",
+                   shard_tokens: int = SHARD_TOKENS, batch_tokens: int = BATCH_TOKENS, seed: int = 0, corpus: list[list[str]] | str = "",
                    folder: Path | None = None) -> Shards:
     """Shards of at least `n_tokens[split]` tokens a split, extended where some are there already, and no more than that.
 
     `about` is what `weights.load` says of the model. The last shard of a split may be short where the corpus ends.
     """
-    source = (corpus if isinstance(corpus, str) else sha256(to_json(corpus))) or WHEEL.requirement
-    identity = {"format": 1, "corpus": source, "layer": layer, "template": template, "context": context, "shard_tokens": shard_tokens, "seed": seed,
-                "d_model": model.get_decoder().config.hidden_size, **about}
-    shards = open_shards(identity, kind="corpus", folder=folder)
-    wanted = {split: -(-n_tokens.get(split, 0) // shard_tokens) for split in SPLITS}
-    done = {split: len(shards.of(split)) for split in SPLITS}
-    missing = tuple(split for split in SPLITS if done[split] < wanted[split])
-    if not missing:
-        return shards.first(wanted)
-    groups, sizes, number = defaultdict(list), defaultdict(int), defaultdict(int)
-    with tqdm(total=sum(wanted.values()), initial=sum(min(done[split], wanted[split]) for split in SPLITS), desc="corpus", unit="shard", mininterval=2) as bar:
-
-        def close(split: str) -> None:
-            if done[split] <= number[split] < wanted[split]:
-                arrays, row = shard_arrays(model, groups[split], layer, batch_tokens=batch_tokens)
-                shards.add(split, number[split], arrays, row)
-                bar.update()
-            number[split] += 1
-            groups[split], sizes[split] = [], 0
-
-        for piece in pieces(tokenizer, template, context=context, seed=seed, splits=missing, corpus=corpus):
-            if number[piece.split] >= wanted[piece.split]:
-                if all(number[split] >= wanted[split] for split in missing):
-                    break
-                continue
-            groups[piece.split].append(piece)
-            sizes[piece.split] += int(piece.keep.sum())
-            if sizes[piece.split] >= shard_tokens:
-                close(piece.split)
-        for split in missing:
-            if groups[split]:
-                close(split)
+    shards = open_corpus(about=about, template=template, layer=layer, d_model=model.get_decoder().config.hidden_size, context=context,
+                         shard_tokens=shard_tokens, seed=seed, corpus=corpus, folder=folder)
+    wanted = n_shards(n_tokens, shard_tokens)
+    missing = {split: n for split, n in wanted.items() if any(not shards.has(split, number) for number in range(n))}
+    if missing:
+        found = shard_pieces(tokenizer, template, wanted=missing, shard_tokens=shard_tokens, context=context, seed=seed, corpus=corpus)
+        for split, number, group in tqdm(found, total=sum(missing.values()), desc="corpus", unit="shard", mininterval=2):
+            if not shards.has(split, number):
+                shards.add(split, number, *shard_arrays(model, group, layer, batch_tokens=batch_tokens))
     return shards.first(wanted)

@@ -21,7 +21,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lib.cli import exit_code, leave
 from lib.errors import BadInput
-from lib.model.activations import extract, pool, relative_error
+from lib.model.activations import build_trie, extract, pool, relative_error
+from lib.model.memory import forward_bytes, weight_bytes
 from lib.model.prompts import Encoded
 from lib.params import ROOT, load_params
 from lib.store import to_json, versions, write_atomic
@@ -35,7 +36,7 @@ SIZES = {
     "qwen2.5-7b": ("qwen2", {"hidden_size": 3584, "num_hidden_layers": 28, "intermediate_size": 18944, "num_attention_heads": 28,
                              "num_key_value_heads": 4, "vocab_size": 152_064}),
     "mistral-7b": ("mistral", {"hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 14336, "num_attention_heads": 32,
-                               "num_key_value_heads": 8, "vocab_size": 32_768, "sliding_window": None}),
+                               "num_key_value_heads": 8, "vocab_size": 32_000, "sliding_window": None}),
     "deepseek-r1-7b": ("qwen2", {"hidden_size": 3584, "num_hidden_layers": 28, "intermediate_size": 18944, "num_attention_heads": 28,
                                  "num_key_value_heads": 4, "vocab_size": 152_064}),
 }
@@ -77,7 +78,7 @@ def plain_loop(model, groups: list[list[Encoded]], layers) -> np.ndarray:
 
 
 def measure(study: str, *, device: str, n_alternations: int, small: bool) -> dict:
-    """One row of the table; memory in GB, times in seconds (median), the error relative."""
+    """One row of the table; memory in GB (planned for the trie, its peak, and both sides' peak), times in seconds (median), the error relative."""
     cuda = device.startswith("cuda")
     if cuda:
         torch.cuda.empty_cache()
@@ -88,6 +89,9 @@ def measure(study: str, *, device: str, n_alternations: int, small: bool) -> dic
     sides = {"trie": lambda: extract(model, groups, layers)[0], "loop": lambda: plain_loop(model, groups, layers)}
     seconds, found = {name: [] for name in sides}, {}
     sides["trie"]()  # kernels are chosen on first use
+    trie_peak = torch.cuda.max_memory_allocated() / 1e9 if cuda else float("nan")
+    nodes = max(len(build_trie([text.ids for text in group]).tokens) for group in groups)
+    planned = (weight_bytes(model.config, model.dtype) + forward_bytes(model.config, nodes, dtype=model.dtype, attention=model.config._attn_implementation)) / 1e9
     for turn in range(n_alternations):
         for name in list(sides)[:: 1 if turn % 2 == 0 else -1]:
             start = time.perf_counter()
@@ -102,7 +106,7 @@ def measure(study: str, *, device: str, n_alternations: int, small: bool) -> dic
     except torch.cuda.OutOfMemoryError:
         error = None  # float32 does not fit beside it
     ours, theirs = (float(np.median(seconds[name])) for name in ("trie", "loop"))
-    return {"study": study, "texts": sum(map(len, groups)), "seconds": ours, "loop_seconds": theirs, "ratio": theirs / ours, "peak_gb": peak,
+    return {"study": study, "texts": sum(map(len, groups)), "seconds": ours, "loop_seconds": theirs, "ratio": theirs / ours, "planned_gb": planned, "trie_gb": trie_peak, "peak_gb": peak,
             "bf16_error": error, "agreement": relative_error(found["trie"], found["loop"])}
 
 

@@ -24,7 +24,8 @@ class Shards:
     """One folder of activations; `identity` says of what, `rows` lists its shards.
 
     `rows`: `{file, split, sha256, n_tokens, …}`. A shard holds `resid` [token, d_model], `tokens` [token] (ids) and what
-    else its maker adds. Every file is checked by hash when first read.
+    else its maker adds; where `resid` has another shape, its row has a field `shape`. Every file is checked by hash when
+    first read. Many processes may `write` files; one at a time may `enter` rows, in any order.
     """
 
     folder: Path
@@ -33,7 +34,11 @@ class Shards:
     checked: set = field(default_factory=set)
 
     def of(self, split: str) -> list[dict]:
-        return [row for row in self.rows if row["split"] == split]
+        """The rows of a split, by number."""
+        return sorted((row for row in self.rows if row["split"] == split), key=lambda row: row["file"])
+
+    def has(self, split: str, number: int) -> bool:
+        return any(row["file"] == name_of(split, number) for row in self.rows)
 
     def n_tokens(self, split: str) -> int:
         return sum(row["n_tokens"] for row in self.of(split))
@@ -42,12 +47,20 @@ class Shards:
         """These shards without what lies beyond the first `n_shards` of each split, so that a result depends on what was asked for alone."""
         return replace(self, rows=[row for split, n in n_shards.items() for row in self.of(split)[:n]])
 
+    def write(self, split: str, number: int, arrays: dict[str, np.ndarray], about: dict) -> dict:
+        """Write shard `number` of a split; returns its row, which nobody knows of yet."""
+        content, name = save_safetensors(arrays), name_of(split, number)
+        write_atomic(self.folder / name, content)
+        return {"file": name, "split": split, "sha256": sha256(content), **about}
+
+    def enter(self, row: dict) -> None:
+        """Put a row into the manifest, in the place of an older one of that file."""
+        self.rows[:] = [*(other for other in self.rows if other["file"] != row["file"]), row]
+        write_atomic(self.folder / "manifest.json", sealed({"identity": self.identity, "shards": self.rows}))
+
     def add(self, split: str, number: int, arrays: dict[str, np.ndarray], about: dict) -> None:
         """Write shard `number` of a split, then its row."""
-        content, name = save_safetensors(arrays), f"{split}-{number:04d}.safetensors"
-        write_atomic(self.folder / name, content)
-        self.rows.append({"file": name, "split": split, "sha256": sha256(content), **about})
-        write_atomic(self.folder / "manifest.json", sealed({"identity": self.identity, "shards": self.rows}))
+        self.enter(self.write(split, number, arrays, about))
 
     def load(self, row: dict) -> dict[str, np.ndarray]:
         """One shard. Raises BadInput where the file is missing, changed or of another study."""
@@ -63,8 +76,9 @@ class Shards:
             arrays = load_safetensors(content)
         except SafetensorError as error:
             raise BadInput(f"{shown}: not a safetensors file ({error})") from None
-        if arrays["resid"].shape != (row["n_tokens"], self.identity["d_model"]):
-            raise BadInput(f"{shown}: holds {arrays['resid'].shape}, the manifest says {row['n_tokens']} tokens of width {self.identity['d_model']}")
+        shape = tuple(row.get("shape") or (row["n_tokens"], self.identity["d_model"]))
+        if arrays["resid"].shape != shape:
+            raise BadInput(f"{shown}: holds {arrays['resid'].shape}, the manifest says {shape}")
         return arrays
 
     def split(self, split: str, n_tokens: int | None = None) -> np.ndarray:
@@ -75,6 +89,11 @@ class Shards:
         if not found:
             raise BadInput(f"{self.folder.name}: holds no tokens of split {split}")
         return np.concatenate(found)[:n_tokens].astype(np.float32)
+
+
+def name_of(split: str, number: int) -> str:
+    """The file of shard `number` (below 10,000) of a split; names sort as numbers do."""
+    return f"{split}-{number:04d}.safetensors"
 
 
 def open_shards(identity: dict, *, kind: str, folder: Path | None = None) -> Shards:

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from lib.errors import BadInput
 from lib.files import make_folder
+from lib.model.prompts import prompt_text
 from lib.params import Model, Wheel
 from lib.store import read_json, sha256, to_json, write_atomic
 
@@ -131,7 +132,7 @@ def load(params: Model, *, device: str | None = None) -> tuple[PreTrainedModel, 
     """`(model, tokenizer, about)`: a Hugging Face causal LM in eval mode with the attention of the params.
 
     `about` holds what a sidecar needs: `model_id`, `revision`, `weights_sha256`. Hub models are read from the hub at the
-    pinned revision; the token comes from the environment. Raises BadInput where the config does not match the params.
+    pinned revision; the token comes from the environment. Raises BadInput where config or template do not match the params.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if params.source == "hub":
@@ -145,6 +146,7 @@ def load(params: Model, *, device: str | None = None) -> tuple[PreTrainedModel, 
         model = AutoModelForCausalLM.from_pretrained(
             where, dtype=getattr(torch, params.dtype), attn_implementation=params.attention, use_safetensors=True,
             trust_remote_code=False, device_map=device if device != "cpu" else None, revision=revision)
+        check_bos(tokenizer, params)
     except OSError as error:
         raise BadInput(f"{params.model_id}: cannot be loaded from the hub ({str(error).splitlines()[0]}); "
                        "check the network, the licence's acceptance and HF_TOKEN") from None
@@ -173,3 +175,11 @@ def check_config(config, params: Model) -> None:
     for field, value in (("n_layers", text.num_hidden_layers), ("d_model", text.hidden_size)):
         if getattr(params, field) != value:
             raise BadInput(f"{params.model_id}: model.{field} is {getattr(params, field)} in params, {value} in the model's config")
+
+
+def check_bos(tokenizer, params: Model) -> None:
+    """Whether a text in the template begins with the BOS token must be as the params say, and it must not stand there twice."""
+    ids = tokenizer(prompt_text(tokenizer, params.template, "Hello"), add_special_tokens=False)["input_ids"]
+    n = next(i for i, token in enumerate([*ids, None]) if token != tokenizer.bos_token_id)
+    if params.bos is not None and n != params.bos:
+        raise BadInput(f"{params.model_id}: model.bos is {str(params.bos).lower()} in params, but a text in its template begins with {n} BOS tokens")
