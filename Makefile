@@ -27,6 +27,10 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PY) -m ipykernel install --sys-prefix --name python3 --display-name "Python 3 (empathy)" >/dev/null
 	@touch $@
 
+$(VENV)/.cluster: $(VENV)/.installed requirements-cluster.lock
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-compile -r requirements-cluster.lock
+	@touch $@
+
 run: $(VENV)/.installed  ## the whole study: STUDY=smollm2-135m by default, its random-weight twin beside it
 	@$(PY) -m lib.run $(if $(filter smollm2-135m,$(STUDY)),--study smollm2-135m-random) --study $(STUDY)
 
@@ -39,7 +43,7 @@ $(STAGES): $(VENV)/.installed  ## one stage and what it reads: make 05_probe STU
 report: $(VENV)/.installed  ## the report again, on STUDIES="a b" or on all that have results
 	@$(PY) -m lib.run 10_report --study $(firstword $(STUDIES) $(STUDY)) --set '10_report.studies=[$(subst $(space),$(comma) ,$(strip $(STUDIES)))]'
 
-test: $(VENV)/.installed browser  ## the whole test suite
+test: $(VENV)/.cluster browser  ## the whole test suite
 	@$(PY) -m ruff check . && OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
 faults: $(VENV)/.installed  ## 20,000 made-up inputs and every other fault, at length; writes tests/faults/README.md

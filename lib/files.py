@@ -121,10 +121,15 @@ def to_json(content) -> bytes:
 
 def read_json(path: Path):
     """The content of a JSON file, or one clear line."""
+    return read_json_bytes(path)[0]
+
+
+def read_json_bytes(path: Path) -> tuple:
+    """`(content, bytes)` of a JSON file, read at once: another process may be replacing it."""
     content = read_regular(path, MAX_JSON, fix="make it again")
     try:
         found = json.loads(content.decode("utf-8"))
         check_plain(found)
     except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
         raise BadInput(f"{path.name}: not readable as JSON ({str(error).splitlines()[0]}); make it again") from None
-    return found
+    return found, content

@@ -14,6 +14,8 @@ import shutil
 import sys
 import time
 from contextlib import suppress
+from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -52,6 +54,13 @@ from lib.timing import Peak, write_costs
 AHEAD = 3  # stages whose kernels are made ready while one runs: a short stage is over before the next one's imports are
 console = Console(stderr=True, soft_wrap=True, highlight=False)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+class Engine(StrEnum):
+    """Where the model reads texts and corpus."""
+
+    here = "here"
+    ray = "ray"
 
 
 def dataset_hash(folder: Path) -> dict[str, str]:
@@ -147,14 +156,18 @@ def told(error: PapermillExecutionError) -> Exception:
     return (BadInput if isinstance(kind, type) and issubclass(kind, OSError) else Failed)(f"{error.ename}: {last}")
 
 
+def up_to_date(root: Path, stage: str, mark: str) -> bool:
+    """Whether a stage has run with this fingerprint and all it wrote is still there."""
+    record = sealed_or_none(record_path(root, stage), holds=RECORD)  # a changed one is as good as none
+    return record is not None and record["fingerprint"] == mark and (root / f"{stage}.ipynb").exists() and intact(root, record)
+
+
 def run_stage(run: str, stage: str, params: Params, parameters: dict, *, kernels: Kernels, following: list[str], force: bool) -> bool:
     """Run a stage if anything it depends on has changed, with the `following` ones' kernels made ready; returns whether it ran."""
     root = outputs_root() / run
     mark = fingerprint(root, stage, params, parameters, external_inputs(stage, run, parameters, params))
-    if not force and record_path(root, stage).exists():
-        record = sealed_or_none(record_path(root, stage), holds=RECORD)  # a changed one is as good as none
-        if record and record["fingerprint"] == mark and (root / f"{stage}.ipynb").exists() and intact(root, record):
-            return False
+    if not force and up_to_date(root, stage, mark):
+        return False
     if force:
         shutil.rmtree(root / KEPT / stage, ignore_errors=True)
     start = time.monotonic()
@@ -190,6 +203,26 @@ def run_all(jobs, kernels: Kernels, *, variant: str, changes: dict, dataset: Pat
     for root, stages in ran.items():
         console.print(write_costs(root, stages))
     return sum(map(len, ran.values()))
+
+
+def extract_on_cluster(jobs, *, variant: str, changes: dict, dataset: Path | None, force: bool, gpus: int) -> None:
+    """Make the shards that stages 03 and 04 will read, on a Ray cluster, for every study of the jobs where they must run."""
+    from lib.model import cluster  # needs ray, which nothing else here does
+
+    found: dict[str, cluster.Job] = {}
+    for name, stage, params in jobs:
+        if stage in ("03_extract", "04_sae"):
+            run = f"{name}--{variant}" if variant else name
+            parameters = stage_parameters(stage, run, params, changes, dataset)
+            mark = fingerprint(outputs_root() / run, stage, params, parameters, {})
+            if force or not up_to_date(outputs_root() / run, stage, mark):
+                texts = Study(run, stage).load_texts()
+                job = found.setdefault(run, cluster.Job(run=run, params=params, texts=list(zip(texts.scenario, texts.response, strict=True)), stages={}))
+                job.stages[stage] = parameters
+    if found:
+        start = time.monotonic()
+        made = cluster.extract(list(found.values()), gpus=gpus)
+        console.print(f"cluster: {made} shards of {', '.join(found)} made in {time.monotonic() - start:.0f} s")
 
 
 def show_verdicts(run: str) -> None:
@@ -231,6 +264,8 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="A small honest subset (params/quick.yaml), kept apart.")] = False,
     settings: Annotated[list[str] | None, typer.Option("--set", help="Change one parameter: STAGE.NAME=VALUE.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Run the named stages even where they are up to date.")] = False,
+    engine: Annotated[Engine, typer.Option(help="Where the model reads the texts and the corpus: here, or on a Ray cluster (docs/cluster.md).")] = Engine.here,
+    gpus: Annotated[int, typer.Option(min=0, help="With --engine ray: GPU workers to ask for; 0: one a GPU that the cluster has, or a CPU.")] = 0,
     show: Annotated[bool, typer.Option("--list", help="List stages and studies.")] = False,
 ) -> None:
     """Run a study's stages, each a notebook, skipping what is up to date; then print its verdicts.
@@ -240,7 +275,10 @@ def main(
     if show:
         print("stages:", *STAGES, "\nstudies:", *studies())
         return
-    wanted, names = list(stages or STAGES), list(study or ["smollm2-135m"])
+    if engine == Engine.ray and not find_spec("ray"):
+        raise BadInput('--engine ray: needs the extra cluster; pip install ".[model,cluster]"')
+    more = [word for word in stages or [] if study and word in studies()]  # --study A B C, too
+    wanted, names = [word for word in stages or [] if word not in more] or list(STAGES), [*(study or ["smollm2-135m"]), *more]
     for stage in wanted:
         if stage not in STAGES:
             raise BadInput(f"{stage}: no such stage; stages are {', '.join(STAGES)}")
@@ -250,8 +288,13 @@ def main(
     for name in names:
         params = load_params(name, quick=quick)
         check_stage_params(params.model_copy(update={"stages": changes}), "--set")
+    options = {"variant": variant, "changes": changes, "dataset": dataset and dataset.resolve(), "force": force}
+    before = [job for job in jobs if engine == Engine.ray and job[1] in needed(["02_filter"])]  # all studies' texts, then all forwards
     with Kernels() as kernels:
-        ran = run_all(jobs, kernels, variant=variant, changes=changes, dataset=dataset and dataset.resolve(), force=force)
+        ran = run_all(before, kernels, **options)
+        if engine == Engine.ray:
+            extract_on_cluster(jobs, **options, gpus=gpus)
+        ran += run_all([job for job in jobs if job not in before], kernels, **options)
     if not ran:
         print("Everything is up to date; nothing was run.")
     for name, stage, _ in jobs:

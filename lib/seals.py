@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from lib.errors import BadInput
-from lib.files import read_json, sha256, to_json
+from lib.files import read_json_bytes, sha256, to_json
 
 
 def sealed(record: dict) -> bytes:
@@ -24,11 +24,11 @@ def read_sealed(path: Path, *, shown: str = "", fix: str = "make it again", hold
 
     Raises BadInput that names the file where it has no seal, differs from it, or lacks a field.
     """
-    shown, record = shown or path.name, read_json(path)
+    shown, (record, content) = shown or path.name, read_json_bytes(path)
     if not isinstance(record, dict) or "seal" not in record:
         raise BadInput(f"{shown}: has no seal, so a change of it could not be seen; {fix}")
     seal = record.pop("seal")
-    if seal != sha256(to_json(record)) or path.read_bytes() != sealed(record):
+    if seal != sha256(to_json(record)) or content != sealed(record):
         raise BadInput(f"{shown}: differs from its seal (changed or damaged); {fix}")
     for name, kind in (holds or {}).items():
         if not isinstance(record.get(name), kind):

@@ -22,7 +22,7 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from lib.errors import BadInput
-from lib.files import open_regular, read_json, sha256, to_json, write_atomic
+from lib.files import make_folder, open_regular, read_json, sha256, to_json, write_atomic
 from lib.kept import packed, unpacked
 from lib.params import ROOT, Params, load_params
 from lib.seals import read_sealed, sealed
@@ -38,6 +38,15 @@ SIDECAR = {"file": str, "sha256": str, "study": str, "stage": str}  # what every
 def outputs_root() -> Path:
     """Where all studies' outputs lie."""
     return Path(os.environ.get("EMPATHY_OUTPUTS") or ROOT / "outputs")
+
+
+def cache_dir() -> Path:
+    """Where weights and shards are kept, `EMPATHY_CACHE` or the platform's user cache directory; created on demand."""
+    folder = os.environ.get("EMPATHY_CACHE")
+    if not folder:
+        import platformdirs  # comes with the extra model
+        folder = platformdirs.user_cache_dir("empathy-bandwidth")
+    return make_folder(Path(folder))
 
 
 @cache

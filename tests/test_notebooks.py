@@ -52,9 +52,10 @@ def test_pins_are_the_same_everywhere():
     lock = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line]
     conda = re.findall(r"^      - (\S+)$", (ROOT / "environment.yml").read_text(), re.MULTILINE)
     assert conda == lock and all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", pin) for pin in lock)
-    pins = dict(pin.lower().split("==") for pin in lock)
-    for name, version in re.findall(r'"([a-z-]+)==([0-9.]+)"', (ROOT / "pyproject.toml").read_text()):
-        assert name == "ray" or pins[name] == version
+    cluster = (ROOT / "requirements-cluster.lock").read_text().split()
+    pins = dict(pin.lower().split("==") for pin in [*lock, *cluster])
+    for name, version in re.findall(r'"([a-z0-9-]+)==([0-9.]+)"', (ROOT / "pyproject.toml").read_text()):
+        assert pins[name] == version
 
 
 def test_readme_commands_exist():

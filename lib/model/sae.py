@@ -25,7 +25,7 @@ from lib.files import sha256, to_json, write_atomic
 from lib.model.sae_training import Pair
 from lib.model.shards import Shards
 from lib.model.weights import key_of
-from lib.params import ROOT, Model
+from lib.params import ROOT, Model, Params
 from lib.seals import read_sealed, sealed
 from lib.store import versions
 
@@ -131,6 +131,14 @@ def load_pretrained(release: str, sae_id: str, model: Model, *, device: str = "c
     check(sae, identity(model, layer))
     about = identity(model, layer) | {"release": release, "sae_id": sae_id, "seeds": [0], "nulls": {}}
     return Pair(saes=(sae.eval().requires_grad_(False),), curve=pd.DataFrame(), about=about)
+
+
+def corpus_of(params: Params, *, release: str, sae_id: str, n_heldout: int, n_tokens: int) -> tuple[int, dict[str, int]]:
+    """`(layer, {split: tokens})` of the corpus that stage 04 needs: held-out tokens, and two halves where an SAE is trained there."""
+    if release not in ("", "none"):
+        return layer_of(load_pretrained(release, sae_id, params.model).saes[0]), {"heldout": n_heldout}
+    shipped = not release and find_shipped(identity(params.model, params.layer))
+    return params.layer, {"heldout": n_heldout} | ({} if shipped else {"half0": n_tokens, "half1": n_tokens})
 
 
 @dataclass(frozen=True, kw_only=True)

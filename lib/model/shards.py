@@ -15,8 +15,8 @@ from safetensors.numpy import save as save_safetensors
 
 from lib.errors import BadInput
 from lib.files import make_folder, read_json, sha256, to_json, write_atomic
-from lib.model.weights import cache_dir
 from lib.seals import read_sealed, sealed
+from lib.store import cache_dir
 
 
 @dataclass(kw_only=True)

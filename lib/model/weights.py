@@ -4,7 +4,6 @@ The cache is `EMPATHY_CACHE` or the platform's user cache directory. A conversio
 renamed when complete, so a killed one is simply redone.
 """
 
-import os
 import shutil
 import subprocess
 import sys
@@ -13,21 +12,14 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 import torch
 from filelock import FileLock
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lib.errors import BadInput
-from lib.files import make_folder
 from lib.model.prompts import prompt_text
 from lib.params import Model, Wheel
-from lib.store import read_json, sha256, to_json, write_atomic
-
-
-def cache_dir() -> Path:
-    """Where converted weights are kept; created on demand."""
-    return make_folder(Path(os.environ.get("EMPATHY_CACHE") or platformdirs.user_cache_dir("empathy-bandwidth")))
+from lib.store import cache_dir, read_json, sha256, to_json, write_atomic
 
 
 def fetch(wheel: Wheel, folder: Path) -> Path:

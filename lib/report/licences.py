@@ -30,15 +30,16 @@ def licence(package: str) -> str:
     try:
         about = metadata.metadata(package)
     except metadata.PackageNotFoundError:
-        raise BadInput(f"{package}: is in requirements.lock but not installed; run `make` first") from None
+        raise BadInput(f"{package}: is pinned but not installed; run `make test` first") from None
     classifiers = [line.split(" :: ")[-1] for line in about.get_all("Classifier", []) if line.startswith("License")]
     lines = (about.get("License") or "").strip().splitlines()
     return about.get("License-Expression") or "; ".join(classifiers) or (lines[0] if lines else "")
 
 
 def packages() -> dict[str, str]:
-    """`{package: licence}` of every pin in requirements.lock."""
-    names = re.findall(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    """`{package: licence}` of every pin."""
+    pins = "".join((ROOT / name).read_text() for name in ("requirements.lock", "requirements-cluster.lock"))
+    names = re.findall(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==", pins, re.MULTILINE)
     return {name: licence(name) for name in sorted(names, key=str.lower)}
 
 
