@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -103,8 +102,10 @@ def local_folder(params: Model) -> Path:
     downloads.mkdir(exist_ok=True)
     with FileLock(cache_dir() / f"{folder.name}.lock"):
         if not (folder / "hashes.json").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            scratch = Path(tempfile.mkdtemp(prefix=".convert-", dir=cache_dir()))
+            scratch = cache_dir() / f".{folder.name}"
+            for left in (folder, scratch):  # what a kill left
+                shutil.rmtree(left, ignore_errors=True)
+            scratch.mkdir()
             try:
                 convert(params, scratch, downloads)
                 scratch.rename(folder)
