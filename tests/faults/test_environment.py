@@ -302,6 +302,7 @@ def test_a_full_temporary_folder(tmp_path):
     assert not losses, losses
 
 
+@pytest.mark.skipif(not shutil.which("unshare"), reason="needs name spaces of mounts")
 def test_a_container_whose_root_is_read_only(tmp_path):
     """`docker run --read-only`: one folder takes weights, outputs, HOME and temporary files; whatever else is written to ends the run."""
     for name in ("outputs", "cache", "home"):
@@ -361,7 +362,8 @@ def read_until(process: subprocess.Popen, pattern: str, least: int) -> str:
 
 
 def children(pid: int) -> list[int]:
-    return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    """What a process has started; nothing where it is over."""
+    return [child.pid for child in psutil.Process(pid).children(recursive=True)] if psutil.pid_exists(pid) else []
 
 
 def alive(pid: int) -> bool:
