@@ -11,11 +11,18 @@ import socket
 import struct
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 HTTP_FAULTS = ("429", "529", "500", "503", "timeout_unpaid", "timeout_paid", "cut_unpaid", "cut_paid", "half_body")
+ERRORS = {"400": "invalid_request_error", "401": "authentication_error", "403": "permission_error", "404": "not_found_error", "413": "request_too_large",
+          "429": "rate_limit_error", "500": "api_error", "503": "api_error", "504": "timeout_error", "529": "overloaded_error"}
+ODD_FAULTS = ("slow", "slow_error", "half_closed", "oversized", "oversized_error", "midstream", "odd_reply", "odd_error")
+PAID_FAULTS = ("timeout_paid", "cut_paid", "half_body", "slow", "oversized")  # the work is done, and the answer does not arrive
+ODD_BODIES = (b"", b"null", b"[]", b"{}", b"7", b'"text"', b"\xff\xfe\x00", b"{", b'{"type": "error", "error": null}', b'{"type": "error", "error": "no"}', b'{"error": {"type": 5, "message": ["a\\nb"]}}',
+              b'{"type": "error", "error": {"type": "' + b"x" * 9000 + b'", "message": "' + b"y" * 90_000 + b'"}}', b"[" * 5000, b'{"input_tokens": "many"}', b'{"input_tokens": -1000000}', b'{"input_tokens": 1e400}',
+              b'{"id": null, "processing_status": null}', b'{"id": ["a"], "processing_status": "ended", "results_url": null}', b'{"data": [{}], "has_more": false}', b'{"content": 1, "usage": {"input_tokens": -5, "output_tokens": null}}')
 REPLY_FAULTS = ("max_tokens", "refusal", "malformed", "duplicate", "language", "length")
 ITEM_FAULTS = ("expired", "errored", "canceled")
 MARKS = {"cognitive": "reasonwise", "affective": "heartsore", "instrumental": "stepwise"}
@@ -33,7 +40,7 @@ def key_of(params: dict) -> str:
 
 
 class Loopback(ThreadingHTTPServer):
-    """`faults`: `(where, fault)` of the next requests there, in order; after them `rate` of all requests meet a random one.
+    """`faults`: `(where, fault)` of the next requests there, in order; after them `rate` of all requests meet a random one, also one of `more`.
 
     `log`: one dict a request or batch item, `{n, path, key, fault, paid (USD), delivered, id}`. `bodies`: `(path, body)`.
     """
@@ -42,9 +49,10 @@ class Loopback(ThreadingHTTPServer):
     request_queue_size = 64
 
     def __init__(self, *, prices: dict, faults=(), rate: float = 0.0, seed: int = 0, hang_s: float = 1.0, batch_s: float = 0.0,
-                 echo: str = ""):
+                 echo: str = "", more=()):
         super().__init__(("127.0.0.1", 0), Handler)
         self.prices, self.queue, self.rate, self.hang_s, self.batch_s, self.echo = prices, list(faults), rate, hang_s, batch_s, echo
+        self.more = tuple(more)
         self.random, self.lock, self.n_requests = random.Random(seed), threading.RLock(), 0
         self.log, self.bodies, self.batches, self.last_answer = [], [], {}, {}
 
@@ -60,7 +68,7 @@ class Loopback(ThreadingHTTPServer):
         with self.lock:
             if self.queue and self.queue[0][0] == where:
                 return self.queue.pop(0)[1]
-            return self.random.choice(kinds) if not self.queue and self.random.random() < self.rate else ""
+            return self.random.choice((*kinds, *(self.more if where != "item" else ()))) if not self.queue and self.random.random() < self.rate else ""
 
     def note(self, path: str, *, key: str = "", fault: str = "", paid: float = 0.0, delivered: bool = True, **more) -> dict:
         with self.lock:
@@ -176,7 +184,7 @@ class Handler(BaseHTTPRequestHandler):
         key, server = key_of(params), self.server
         server.note("arrived", key=key)
         fault = server.draw("messages", (*HTTP_FAULTS, *REPLY_FAULTS, "not_json"))
-        if fault in HTTP_FAULTS and self.http_fault("messages", params, fault):
+        if fault in (*HTTP_FAULTS, *ERRORS, *ODD_FAULTS) and self.http_fault("messages", params, fault):
             return
         if fault == "not_json":
             server.note("messages", key=key, fault=fault, paid=1e-9, id="")
@@ -194,7 +202,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def create_batch(self, body: dict):
         fault = self.server.draw("batches", HTTP_FAULTS)
-        if fault in ("429", "529", "500", "503", "timeout_unpaid", "cut_unpaid"):
+        if fault and fault not in PAID_FAULTS:
             self.http_fault("batches", {}, fault)
             return
         id_ = f"msgbatch_{len(self.server.batches) + 1:04d}"
@@ -208,7 +216,7 @@ class Handler(BaseHTTPRequestHandler):
             self.server.batches[id_] = {"lines": "\n".join(lines) + "\n", "made": now, "n": len(lines)}
         if fault:
             self.server.note("batches", fault=fault)
-            self.hang() if fault == "timeout_paid" else self.cut()
+            self.misbehave(fault)
             return
         self.send(self.batch(id_))
 
@@ -237,21 +245,44 @@ class Handler(BaseHTTPRequestHandler):
         fault = self.server.draw(path, HTTP_FAULTS) if fault is None else fault
         if not fault:
             return False
-        paid, key = 0.0, key_of(params) if params else ""
-        if fault in ("timeout_paid", "cut_paid", "half_body") and path == "messages":
-            _, paid = self.server.message(params, "", batch=False)
-        self.server.note(path, key=key, fault=fault, paid=paid, delivered=False)
+        paid, key, id_ = 0.0, key_of(params) if params else "", ""
+        if fault in (*PAID_FAULTS, "midstream") and path == "messages":
+            message, paid = self.server.message(params, "", batch=False)
+            id_ = message["id"]
+        self.server.note(path, key=key, fault=fault, paid=paid, delivered=fault == "midstream" and bool(paid), id=id_)
+        self.misbehave(fault, id_)
+        return True
+
+    def misbehave(self, fault: str, id_: str = ""):
+        """Answer as the fault says. The odd ones: byte by byte, only half closed, without end, cut off by an error, or no JSON of the API's."""
+        status = "200 OK" if not fault.endswith("_error") else f"{self.server.random.choice(list(ERRORS))} Error"
         if fault.isdigit():
-            kind = {"429": "rate_limit_error", "529": "overloaded_error"}.get(fault, "api_error")
-            self.error(int(fault), kind, "try later", {"retry-after": "0.01"} if fault in ("429", "529") else {})
+            self.error(int(fault), ERRORS[fault], "try later", {"retry-after": "0.01"} if fault in ("429", "529") else {})
         elif fault.startswith("timeout"):
             self.hang()
+        elif fault == "midstream":
+            self.send(f'event: message_start\ndata: {{"message": {{"id": "{id_}"}}}}\n\nevent: error\ndata: {{"type": "error", "error": {{"type": "overloaded_error"}}}}\n\n', kind="text/event-stream")
+        elif fault.startswith("odd"):
+            self.send(self.server.random.choice(ODD_BODIES), status=int(status[:3]))
+        elif fault == "half_closed":
+            self.connection.shutdown(socket.SHUT_WR)
+            self.hang()
+        elif fault.startswith(("slow", "oversized")):
+            self.endless(status, (b" ", 0.02) if fault.startswith("slow") else (b" " * 65536, 0.0))
         elif fault == "half_body":
             self.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 5000\r\n\r\n{\"id\": \"msg")
             self.cut()
         else:
             self.cut()
-        return True
+
+    def endless(self, status: str, part: tuple[bytes, float]):
+        """A body of which another part comes every so many seconds, until the client leaves."""
+        self.close_connection = True
+        with suppress(OSError):
+            self.wfile.write(f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: 1000000000\r\n\r\n".encode())
+            for _ in range(10_000):
+                self.wfile.write(part[0])
+                time.sleep(part[1])
 
     def hang(self):
         time.sleep(self.server.hang_s)
@@ -268,7 +299,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send({"type": "error", "error": {"type": kind, "message": message}}, status=status, headers=headers)
 
     def send(self, content, *, status: int = 200, kind: str = "application/json", headers: dict | None = None):
-        body = content.encode() if isinstance(content, str) else json.dumps(content).encode()
+        body = content if isinstance(content, bytes) else content.encode() if isinstance(content, str) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in {"content-type": kind, "content-length": str(len(body)), "request-id": "req_1", **(headers or {})}.items():
             self.send_header(name, value)

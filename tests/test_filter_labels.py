@@ -4,10 +4,8 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -245,46 +243,6 @@ def test_journals_merge_in_git(tmp_path, texts):
     one.journal.close()
     states = read_all(tmp_path / "labels", one.hashes)
     assert {name: len(state.done) for name, state in states.items()} == {"ada": 6, "ben": 4, "cem": 5}
-
-
-WRITER = """
-import os, sys
-from pathlib import Path
-from lib.text.labels import Journal
-def label():  # acknowledges each decision only after it is on disk
-    journal = Journal(Path(sys.argv[1]), "ada")
-    while True:
-        record = journal.append("accept", dataset="d", item="s001/plain", item_hash="0", text="word " * 40)
-        os.write(1, (record.id + "\\n").encode())
-for _ in sys.stdin:  # one life each
-    child = os.fork()
-    if not child:
-        label()
-    os.write(1, f"pid {child}\\n".encode())
-    os.waitpid(child, 0)
-    os.write(1, b"dead\\n")
-"""
-
-
-def test_kills_of_the_writing_process_lose_nothing(tmp_path):
-    """200 SIGKILLs at random moments, opening included, of a process that labels as fast as it can."""
-    rng, path, acknowledged, torn = random.Random(0), tmp_path / "ada.jsonl", [], 0
-    writer = subprocess.Popen([sys.executable, "-W", "ignore", "-c", WRITER, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    for _ in range(200):
-        writer.stdin.write("live\n")
-        writer.stdin.flush()
-        for line in iter(writer.stdout.readline, "dead\n"):
-            word, _, pid = line.strip().partition(" ")
-            if pid:
-                threading.Timer(rng.uniform(0, 0.12), os.kill, (int(pid), signal.SIGKILL)).start()
-            else:
-                acknowledged.append(word)
-        records, half = read_journal(path) if path.exists() else ([], False)
-        torn += half
-        assert set(acknowledged) <= {record.id for record in records}
-    writer.stdin.close()
-    assert writer.wait(20) == 0 and len(acknowledged) > 200
-    print(f"{len(acknowledged)} acknowledged decisions, {torn} torn lines")
 
 
 def test_the_state_of_400_triplets_is_quick(tmp_path):

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import jupytext
@@ -105,3 +106,13 @@ def test_the_dockerfile_is_clean():
     done = subprocess.run(["hadolint", str(ROOT / "Dockerfile.gpu")], capture_output=True, text=True,
                           env={"PATH": str(Path(sys.executable).parent)})
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("category", [DeprecationWarning, PendingDeprecationWarning, FutureWarning])
+@pytest.mark.parametrize("module", ["lib.text.api", "tests.conftest"])
+def test_what_is_deprecated_here_is_an_error(module, category):
+    with pytest.raises(category):
+        warnings.warn_explicit("old", category, "a.py", 1, module=module)
+    with warnings.catch_warnings(record=True) as found:  # and what others do inside themselves is none
+        warnings.warn_explicit("old", category, "a.py", 1, module="library.core")
+    assert len(found) == 1

@@ -20,6 +20,7 @@ SAID = re.compile(r"\b(?:exec|eval)\(")  # in a string that something else may r
 ALLOWED = {
     ("lib/kernels.py", "code in a string: exec("): "the import statements of a notebook of this project, for its own kernel",
     ("lib/model/sae.py", "SAE.from_pretrained without a revision"): "SAELens knows no revision; the release is checked against its own list, the weights against model and hook",
+    ("lib/model/corpus.py", "load_dataset without a revision"): "a corpus that a params file names by its id alone",
     ("tests/test_security.py", "code in a string: exec("): "planted examples", ("tests/test_security.py", "code in a string: eval("): "planted examples"}
 KEYS = re.compile(r"sk-ant-[\w-]{20,}|sk-[A-Za-z0-9]{32,}|hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{36,}|AKIA[0-9A-Z]{16}|xox[baprs]-[\w-]{20,}"
                   r"|(?i:bearer|x-api-key|authorization)[\"']?\s*[:=]?\s*[\"']?(?:bearer\s+)?[A-Za-z0-9_\-.=/+]{24,}|-----BEGIN [A-Z ]*PRIVATE KEY-----")
@@ -43,7 +44,7 @@ def faults_of_a_call(called: str, words: dict) -> list[str]:
     # A model is read from a folder (of a GGUF file, or with local_files_only) or at a revision, which the params give.
     local = "gguf_file" in words or (isinstance(words.get("local_files_only"), ast.Constant) and words["local_files_only"].value is True)
     revision = words.get("revision", ast.Constant("main"))
-    if called.endswith(".from_pretrained") and not local and (isinstance(revision, ast.Constant) and not re.fullmatch("[0-9a-f]{40}", str(revision.value))):
+    if called.endswith((".from_pretrained", "load_dataset", "hf_hub_download", "snapshot_download")) and not local and (isinstance(revision, ast.Constant) and not re.fullmatch("[0-9a-f]{40}", str(revision.value))):
         found.append(f"{called} without a revision")
     return found
 
@@ -93,6 +94,7 @@ def test_params_pin_what_they_can():
     ("AutoModel.from_pretrained(a, revision=r, trust_remote_code=True)", "trust_remote_code"), ("AutoModel.from_pretrained(a, revision=r, trust_remote_code=x)", "trust_remote_code"),
     ("AutoModel.from_pretrained(a)", "AutoModel.from_pretrained without a revision"), ("AutoModel.from_pretrained(a, revision='main')", "AutoModel.from_pretrained without a revision"),
     ("AutoModel.from_pretrained(a, **more)", "AutoModel.from_pretrained without a revision"), ("HookedTransformer.from_pretrained('gpt2')", "HookedTransformer.from_pretrained without a revision"),
+    ("load_dataset(a)", "load_dataset without a revision"), ("hub.snapshot_download(a, revision='main')", "hub.snapshot_download without a revision"),
     ("AutoModel.from_pretrained(a, local_files_only=False)", "AutoModel.from_pretrained without a revision")])
 def test_the_lint_sees(source, said):
     assert said in faults(source)

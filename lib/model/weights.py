@@ -7,7 +7,6 @@ renamed when complete, so a killed one is simply redone.
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -96,8 +95,10 @@ def local_folder(params: Model) -> Path:
     downloads.mkdir(exist_ok=True)
     with FileLock(cache_dir() / f"{folder.name}.lock"):
         if not (folder / "hashes.json").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            scratch = Path(tempfile.mkdtemp(prefix=".convert-", dir=cache_dir()))
+            scratch = cache_dir() / f".{folder.name}"
+            for left in (folder, scratch):  # what a kill left
+                shutil.rmtree(left, ignore_errors=True)
+            scratch.mkdir()
             try:
                 convert(params, scratch, downloads)
                 scratch.rename(folder)

@@ -13,6 +13,7 @@ import pandas as pd
 from scipy import stats
 
 from lib.params import Causality
+from lib.stats.finite import check_finite
 from lib.stats.response import Slope
 from lib.stats.ustat import MIN_CLUSTERS
 from lib.stats.verdicts import FAIL, INCONCLUSIVE, PASS, Result
@@ -47,6 +48,7 @@ class Effect:
 def effect(d: np.ndarray, random: np.ndarray | None = None) -> Effect:
     """Effect of `d [scenario]` against means `random [row]`; or of `d [scenario, row]`, whose rows after the first are
     the random ones. One-sided: lower is worse."""
+    check_finite(effects=d, random_effects=d if random is None else random)  # a rank among NaN would be the most extreme one
     own, means = (d, random) if random is not None else (d[:, 0], d[:, 1:].mean(0))
     n, spread, mean = len(own), own.std(ddof=1), own.mean()
     half = stats.t.ppf(0.975, n - 1) * spread / np.sqrt(n)

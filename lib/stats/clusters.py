@@ -19,6 +19,7 @@ from sklearn.metrics import silhouette_score
 from lib.errors import BadInput
 from lib.params import Clusters
 from lib.stats.agreement import ari, contingency, jaccard, nmi, permuted_within
+from lib.stats.finite import check_finite
 from lib.stats.gap import K_MAX, Gap, bootstrap_k, gap_statistic, surrogates, within
 from lib.stats.gates import failing
 from lib.stats.kmeans import kmeans
@@ -99,8 +100,7 @@ def prepare(features: np.ndarray, texts: pd.DataFrame, *, n_components: int = N_
         raise BadInput(f"features: {len(features)} rows for {len(texts)} texts")
     rows, types = clustered_rows(texts)
     chosen = features[rows].astype(np.float64)
-    if not np.isfinite(chosen).all():
-        raise BadInput("features: hold NaN or infinite values")
+    check_finite(features=chosen)
     scenario = np.unique(texts.scenario_id.to_numpy()[rows].astype(str), return_inverse=True)[1]
     cluster = np.unique(texts.cluster.to_numpy()[rows], return_inverse=True)[1]
     if cluster.max() + 1 < MIN_CLUSTERS:

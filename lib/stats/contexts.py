@@ -6,6 +6,7 @@ from scipy import stats
 from scipy.optimize import brentq
 
 from lib.stats.bandwidth import Dimension, Range, effective_dimension, steering_range
+from lib.stats.finite import check_finite
 
 
 def parallel_analysis(y: np.ndarray, *, seed: int, n_surrogates: int = 100, quantile: float = 0.95) -> int:
@@ -14,6 +15,7 @@ def parallel_analysis(y: np.ndarray, *, seed: int, n_surrogates: int = 100, quan
     Components count up to the first one that does not (Horn 1965; Buja and Eyuboglu 1992): on white noise none is found,
     in 95% of samples, whatever n and d.
     """
+    check_finite(effects=y)
     rng = np.random.default_rng(seed)
 
     def spectrum(rows: np.ndarray) -> np.ndarray:
@@ -56,6 +58,7 @@ def meaning(row: dict, pooled: dict) -> str:
 def transfer(source: np.ndarray, warm: np.ndarray, neutral: np.ndarray) -> dict:
     """AUROC of a direction (mean of `source [n, d]`, effects of one context) for telling another context's `warm [m, d]`
     from `neutral [m, d]` replies of the same scenarios, with a jackknife interval over those scenarios."""
+    check_finite(source=source, warm=warm, neutral=neutral)
     w = source.mean(0)
     a, b, m = warm @ w, neutral @ w, len(warm)
     wins = (a[:, None] > b[None]) + 0.5 * (a[:, None] == b[None])
@@ -67,6 +70,7 @@ def transfer(source: np.ndarray, warm: np.ndarray, neutral: np.ndarray) -> dict:
 def active_latents(latents: np.ndarray) -> tuple[float, int]:
     """`(effective, active)` of latent effects `[n, d_sae]`: the participation ratio of their mean squares, and how many
     differ from nothing in at least half of the scenarios."""
+    check_finite(latents=latents)
     power = np.square(latents).mean(0)
     active = int((np.count_nonzero(latents, axis=0) >= len(latents) / 2).sum())
     return (float(power.sum() ** 2 / np.square(power).sum()) if power.any() else 0.0), active

@@ -25,6 +25,7 @@ from lib.errors import BadInput
 from lib.params import Convergence
 from lib.stats.agreement import permuted_within
 from lib.stats.clusters import N_COMPONENTS, TYPES, clustered_rows, too_little
+from lib.stats.finite import check_finite
 from lib.stats.gap import within
 from lib.stats.gates import failing, unit_rows
 from lib.stats.kmeans import kmeans
@@ -170,9 +171,7 @@ def build(resid: np.ndarray, latents: np.ndarray, decoder: np.ndarray, texts: pd
     n_clusters = cluster.max() + 1
     if n_clusters < 2 * MIN_CLUSTERS:
         raise BadInput(f"texts: {n_clusters} scenario clusters; halves need at least {2 * MIN_CLUSTERS}")
-    for name, array in (("activations", resid), ("latents", latents), ("decoder", decoder)):
-        if not np.isfinite(array).all():
-            raise BadInput(f"{name}: hold NaN or infinite values")
+    check_finite(activations=resid, latents=latents, decoder=decoder)
     names = texts.scenario_id.to_numpy()[rows].astype(str)
     if registers:
         names = np.char.add(names, register.astype(str))  # each register is centred by itself

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from lib.stats.finite import check_finite
+
 
 @dataclass(frozen=True)
 class Response:
@@ -55,6 +57,7 @@ def slope_test(d: np.ndarray, gap: np.ndarray) -> Slope:
     A control's slope varies by what the control is and by its noise; the tested slope's own noise (jackknife over
     scenarios) is added, so that a direction with a small gap is not called special for being noisy.
     """
+    check_finite(effects=d, gaps=gap)
     n, slopes = len(d), through_origin(d, gap)
     left = np.array([through_origin(np.delete(d[:, 0], i), np.delete(gap[:, 0], i)) for i in range(n)])
     variance = (n - 1) / n * np.square(left - left.mean()).sum()

@@ -19,6 +19,7 @@ from lib.params import Specificity
 from lib.stats import simulate
 from lib.stats.carryover import COLUMNS as TRANSFER
 from lib.stats.carryover import transfer_table
+from lib.stats.finite import check_finite
 from lib.stats.overlap import COLUMNS, PAIRS, cka, overlap, overlap_rows
 from lib.stats.triplets import check, find_triplets
 from lib.stats.ustat import MIN_CLUSTERS, Interval, Products, cluster_sums, cross_products, jackknife
@@ -111,6 +112,7 @@ def baseline_of(words: np.ndarray | None, texts: pd.DataFrame) -> dict:
     """The larger unbiased overlap with a control in `words` [text, d], as the row's text baseline."""
     if words is None:
         return {}
+    check_finite(words=words)
     raw, n_clusters = gather(words, texts)
     if too_little(raw):
         return {}

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lib.errors import BadInput
+from lib.stats.finite import check_finite
 from lib.stats.ustat import MIN_CLUSTERS
 
 LABELS = {
@@ -48,8 +49,7 @@ def check(X: np.ndarray, texts: pd.DataFrame) -> None:
         raise BadInput(f"texts: no column {missing[0]!r}; needed are {', '.join(COLUMNS)}")
     if X.ndim < 2 or X.shape[-2] != len(texts):
         raise BadInput(f"activations: shape {X.shape} does not fit {len(texts)} texts; one row a text is needed")
-    if not np.isfinite(X).all():
-        raise BadInput("activations: NaN or infinite values; extract them again")
+    check_finite(activations=X)
 
 
 def find_triplets(texts: pd.DataFrame, *, condition: str, register: str = "plain") -> Triplets:

@@ -9,7 +9,8 @@ disk before they are parsed.
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,14 +26,17 @@ from lib.errors import BadInput
 
 TURNED_AWAY = (429, 529)  # refused at the door: not billed
 WORTH_A_RETRY = (408, 409, *TURNED_AWAY)
+MAX_BODY = 300_000_000  # bytes of an answer; the largest, the results of a batch, has a few million
+LONGEST = 500  # characters of the API's own words
 NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """Seconds: for an answer, before the first and the longest retry, between looks at a batch. And tries a request."""
+    """Seconds: for an answer to go on, for all of its body, before the first and the longest retry, between looks at a batch. And tries a request."""
 
     timeout_s: float = 120
+    body_s: float = 600
     first_wait_s: float = 1
     max_wait_s: float = 60
     poll_s: float = 20
@@ -58,6 +62,24 @@ class Unavailable(Exception):
         self.unpaid, self.retry_after = unpaid, retry_after
 
 
+class Bounded(httpx2.SyncByteStream):
+    """The body of an answer with an end: byte by byte, each within the timeout, it could otherwise come for days."""
+
+    def __init__(self, body: httpx2.SyncByteStream, seconds: float):
+        self.body, self.end = body, time.monotonic() + seconds
+
+    def __iter__(self) -> Iterator[bytes]:
+        size = 0
+        for part in self.body:
+            size += len(part)
+            if size > MAX_BODY or time.monotonic() > self.end:
+                raise httpx2.ReadTimeout("an answer without end")
+            yield part
+
+    def close(self) -> None:
+        self.body.close()
+
+
 def api_key(*, needed: bool = True) -> str:
     """The key, from the environment and nowhere else; empty where there is none and none is needed."""
     key = os.environ.get("ANTHROPIC_API_KEY", "").strip()
@@ -71,12 +93,19 @@ def api_key(*, needed: bool = True) -> str:
 def sorted_out(error: Exception) -> BadInput | Unavailable:
     """What an SDK or transport error means."""
     if isinstance(error, anthropic.APIStatusError):
-        status, why = error.status_code, f"HTTP {error.status_code} {error.type or ''}".strip()
+        status, why = error.status_code, f"HTTP {error.status_code} {error.type or ''}".strip()[:LONGEST]
         if 400 <= status < 500 and status not in WORTH_A_RETRY:
-            return BadInput(f"Anthropic API: {why}: {error.api_message or 'no message'}")
+            return BadInput(f"Anthropic API: {why}: {str(error.api_message or 'no message')[:LONGEST]}")
         return Unavailable(why, unpaid=status in TURNED_AWAY, retry_after=seconds(error.response.headers.get("retry-after")))
     never_sent = isinstance(error, NEVER_SENT) or isinstance(error.__cause__, NEVER_SENT)
     return Unavailable(type(error).__name__, unpaid=never_sent)
+
+
+def usable(value, kind: type):
+    """A name or a positive number of an answer, which the SDK does not check; `Unavailable` where it is none: money hangs on it."""
+    if type(value) is not kind or not value or (kind is int and value < 0):
+        raise Unavailable(f"an answer without {'a number' if kind is int else 'a name'}")
+    return value
 
 
 def seconds(text: str | None) -> float | None:
@@ -94,7 +123,10 @@ class Api:
 
     @cached_property
     def client(self) -> anthropic.Anthropic:
-        return anthropic.Anthropic(api_key=api_key(), base_url=self.base_url, max_retries=0, timeout=self.pace.timeout_s)
+        def bound(response: httpx2.Response) -> None:
+            response.stream = Bounded(response.stream, self.pace.body_s)
+        return anthropic.Anthropic(api_key=api_key(), base_url=self.base_url, max_retries=0, timeout=self.pace.timeout_s,
+                                   http_client=anthropic.DefaultHttpxClient(event_hooks={"response": [bound]}))
 
     def message(self, request: Request) -> str:
         """The raw body of one paid reply; one try."""
@@ -105,12 +137,12 @@ class Api:
         """The id of a new batch, each request's key its custom id; one try."""
         with self._errors():
             items = [{"custom_id": request.key, "params": request.params} for request in requests]
-            return self.client.messages.batches.create(requests=items).id
+            return usable(self.client.messages.batches.create(requests=items).id, str)
 
     def count(self, request: Request) -> int:
         """Input tokens of a request, by the API's own (free) count."""
         params = {name: value for name, value in request.params.items() if name != "max_tokens"}
-        return self._free(lambda: self.client.messages.count_tokens(**params).input_tokens)
+        return self._free(lambda: usable(self.client.messages.count_tokens(**params).input_tokens, int))
 
     def results(self, batch: str) -> list[str]:
         """The raw result lines of a batch, in no particular order; waits until it has ended."""

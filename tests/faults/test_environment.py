@@ -23,6 +23,7 @@ import pytest
 
 from lib.errors import BadInput
 from lib.files import write_atomic
+from lib.params import load_params
 from lib.stages import intact, stage_record
 from lib.store import Study, read_checked
 from lib.text import journal as paid
@@ -30,7 +31,7 @@ from lib.text import labels
 from lib.text.budget import Ledger, Price, sent
 from lib.timing import Peak
 from tests.conftest import ROOT
-from tests.faults.table import record, size
+from tests.faults.table import LONG, record, size
 
 SHORT = ["01_generate", "--study", "tiny"]  # the shortest stage, with a kernel of its own
 
@@ -301,6 +302,26 @@ def test_a_full_temporary_folder(tmp_path):
     assert not losses, losses
 
 
+@pytest.mark.skipif(not shutil.which("unshare"), reason="needs name spaces of mounts")
+def test_a_container_whose_root_is_read_only(tmp_path):
+    """`docker run --read-only`: one folder takes weights, outputs, HOME and temporary files; whatever else is written to ends the run."""
+    for name in ("outputs", "cache", "home"):
+        (tmp_path / name).mkdir()
+    elsewhere = {name: "" for name in os.environ if name.startswith(("XDG_", "JUPYTER_", "IPYTHON", "HF_"))}
+    environment = {**os.environ, **elsewhere, "EMPATHY_OUTPUTS": str(tmp_path / "outputs"), "EMPATHY_CACHE": str(tmp_path / "cache"), "HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "home")}
+    stage = ["03_extract", *SHORT[1:]] if LONG else SHORT
+    if LONG:
+        from lib.model import weights
+        model = load_params("tiny").model
+        shutil.copytree(weights.local_folder(model), tmp_path / "cache" / weights.key_of(model))
+    read_only = 'mount --make-rprivate / && mount --bind "$0" "$0" && mount -o remount,bind,ro / && { touch lib/x 2>&1 && exit 99; exec "$@"; }'
+    done = subprocess.run(["unshare", "-m", "sh", "-c", read_only, str(tmp_path), sys.executable, "-m", "lib.run", *stage], cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
+    if "Operation not permitted" in done.stderr or "permission denied" in done.stderr:
+        pytest.skip("no name space of mounts can be made here")
+    record("a container whose root is read-only", "a run writes into its weights, its outputs, HOME and TMPDIR only", tries=1, losses=int(done.returncode != 0), note=f"{stage[0]} of the tiny study and what it reads")
+    assert done.returncode == 0 and (tmp_path / f"outputs/tiny/{stage[0]}.stage.json").exists(), done.stderr[-2000:]
+
+
 def test_ctrl_c(tmp_path):
     """SIGINT at moments spread over the run: while it starts, in the middle of a stage, at its end, and while the interpreter tidies up."""
     words, environment = [sys.executable, "-m", "lib.run", *SHORT], {**os.environ, "EMPATHY_OUTPUTS": str(tmp_path)}
@@ -341,7 +362,8 @@ def read_until(process: subprocess.Popen, pattern: str, least: int) -> str:
 
 
 def children(pid: int) -> list[int]:
-    return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    """What a process has started; nothing where it is over."""
+    return [child.pid for child in psutil.Process(pid).children(recursive=True)] if psutil.pid_exists(pid) else []
 
 
 def alive(pid: int) -> bool:
