@@ -1,7 +1,7 @@
 """SIGKILL at random moments over whatever writes; then what is left is looked at, and the work goes on to its end.
 
 A moment is drawn, from a seed, between the start and the measured length of an undisturbed life. A try is a life that was
-really killed. The runner and its stages are killed in tests/test_study.py, beside the undisturbed run they are compared with.
+really killed. The runner and its stages are killed in tests/test_study.py, beside the undisturbed run that they are compared with.
 """
 
 import json
