@@ -23,7 +23,7 @@ import pandas as pd
 from IPython.display import display
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from lib.model import corpus, prompts, sae, sae_gates, sae_training, text_tokens, weights
+from lib.model import corpus, extraction, prompts, sae, sae_gates, sae_training, text_tokens, weights
 from lib.report import sae_figures
 from lib.stats import clusters as groups
 from lib.stats.describe import describe
@@ -128,7 +128,7 @@ print("All gates pass." if not failing(gates) else "Gates that fail: " + "; ".jo
 # each reply. The SAE never saw texts like these, so how well it reconstructs them is shown as well.
 
 # %%
-by_scenario = [list(rows) for rows in texts.groupby("scenario", sort=False).indices.values()]
+by_scenario = extraction.groups_of(list(texts.scenario))  # as stage 03 groups them: its shards are found
 order = [row for rows in by_scenario for row in rows]
 def encode():
     encoded = [[prompts.encode(tokenizer, params.model.template, texts.scenario[row], texts.response[row]) for row in rows] for rows in by_scenario]
